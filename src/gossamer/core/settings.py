@@ -1,0 +1,68 @@
+"""Every environment variable that Gossamer reads, one row each. Layer 0.
+
+Nothing else in the package reads the environment. A row names the variable, its default, how to
+parse it and what it does; `docs/reference/settings.md` is generated from this table.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["SETTINGS", "Setting", "setting"]
+
+
+def _flag(text: str) -> bool:
+    return text.strip().lower() not in ("", "0", "false", "no", "off")
+
+
+def _cache_folder() -> str:
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return str(Path(base) / "gossamer")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One environment variable."""
+
+    name: str
+    default: Callable[[], Any]
+    parse: Callable[[str], Any]
+    doc: str
+
+
+SETTINGS: dict[str, Setting] = {
+    row.name: row
+    for row in (
+        Setting("GOSSAMER_CACHE", _cache_folder, str, "Folder of compiled kernels."),
+        Setting("GOSSAMER_NO_CACHE", lambda: False, _flag, "Keep compiled kernels in memory only."),
+        Setting("GOSSAMER_THREADS", lambda: 0, int, "Worker threads; 0 = all usable cores."),
+        Setting("GOSSAMER_CPU_FEATURES", lambda: "", str,
+                "LLVM features to add or remove, such as '-avx512f' (for tests)."),
+        Setting("GOSSAMER_DEBUG", lambda: 0, int,
+                "1 prints kernels as they are compiled, 2 also their loops, 3 also LLVM IR."),
+        Setting("GOSSAMER_VERIFY", lambda: False, _flag,
+                "Verify the IR between any two passes (slow; the tests turn it on)."),
+        Setting("GOSSAMER_REFERENCE", lambda: False, _flag,
+                "Evaluate with the NumPy reference instead of compiled code (the slow twin)."),
+    )
+}
+
+
+def setting(name: str) -> Any:
+    """Value of a row of SETTINGS, from the environment or its default.
+
+    Raises:
+        ValueError: the variable is set to something that its row cannot parse.
+    """
+    row = SETTINGS[name]
+    text = os.environ.get(name)
+    if text is None:
+        return row.default()
+    try:
+        return row.parse(text)
+    except ValueError as error:
+        raise ValueError(f"{name}={text!r}: {row.doc} The value cannot be read: {error}.") from None
