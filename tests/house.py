@@ -83,7 +83,8 @@ def imports(module: str, text: str, modules: Tree) -> Iterator[tuple[int, str, s
             for alias in node.names:
                 name = f"{base}.{alias.name}"
                 # `from gossamer import compile` is the function, not the room of that name.
-                known = name in modules and name != "gossamer.compile"
+                known = name != "gossamer.compile" and (
+                    name in modules or any(m.startswith(name + ".") for m in modules))
                 yield node.lineno, name if known else base, where.get(id(node), "top")
 
 
