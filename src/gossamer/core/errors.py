@@ -11,6 +11,7 @@ __all__ = [
     "CheckpointError",
     "CompileError",
     "DTypeError",
+    "DataError",
     "DeviceError",
     "GossamerError",
     "GradientError",
@@ -54,3 +55,7 @@ class CompileError(GossamerError, RuntimeError):
 
 class CheckpointError(GossamerError, RuntimeError, ValueError):
     """A checkpoint or safetensors file is damaged, truncated or does not fit the model."""
+
+
+class DataError(GossamerError, RuntimeError):
+    """A data set cannot be downloaded, or a file of it is damaged."""

@@ -24,6 +24,10 @@ def _cache_folder() -> str:
     return str(Path(base) / "gossamer")
 
 
+def _data_folder() -> str:
+    return str(Path(_cache_folder()) / "data")
+
+
 @dataclass(frozen=True)
 class Setting:
     """One environment variable."""
@@ -39,6 +43,7 @@ SETTINGS: dict[str, Setting] = {
     for row in (
         Setting("GOSSAMER_CACHE", _cache_folder, str, "Folder of compiled kernels."),
         Setting("GOSSAMER_NO_CACHE", lambda: False, _flag, "Keep compiled kernels in memory only."),
+        Setting("GOSSAMER_DATA", _data_folder, str, "Folder of downloaded data sets."),
         Setting("GOSSAMER_THREADS", lambda: 0, int, "Worker threads; 0 = all usable cores."),
         Setting("GOSSAMER_CPU_FEATURES", lambda: "", str,
                 "LLVM features to add or remove, such as '-avx512f' (for tests)."),
