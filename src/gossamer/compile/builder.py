@@ -106,6 +106,13 @@ class FunctionBuilder:
         self._allocas += 1
         return result
 
+    def at_entry(self, text: str, prefix: str = "w") -> str:
+        """A value computed at the head of the entry block (arguments and their unpacking)."""
+        result = self.name(prefix)
+        self.lines.insert(self._allocas, f"  {result} = {text}")
+        self._allocas += 1
+        return result
+
     # control flow -----------------------------------------------------------------------------
     def label(self, label: str) -> None:
         self.lines.append(label[1:] + ":")

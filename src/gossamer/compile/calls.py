@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-__all__ = ["Address", "BufferRef", "Call", "FloatWord", "KernelSource", "Scratch", "Word"]
+__all__ = ["Address", "BufferRef", "Call", "FloatWord", "KernelSource", "Param", "Scratch", "Word"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,14 @@ class FloatWord:
     value: float
 
 
-Word = int | BufferRef | Scratch | Address | FloatWord
+@dataclass(frozen=True)
+class Param:
+    """A runtime scalar: raw 64 bits given at each run (bits of a float64, or an int64)."""
+
+    index: int
+
+
+Word = int | BufferRef | Scratch | Address | FloatWord | Param
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,7 @@ class Index:
                 terms[atom] = total
             else:
                 terms.pop(atom, None)
-        return Index(self.constant + other.constant, terms)
+        return _recombine(Index(self.constant + other.constant, terms))
 
     __radd__ = __add__
 
@@ -167,6 +167,10 @@ class Index:
             return whole
         if not rest.terms:
             return whole + rest.constant // divisor
+        if rest.constant == 0 and len(rest.terms) == 1:
+            (atom, k), = rest.terms.items()
+            if k == 1 and isinstance(atom, Quotient):  # (x // a) // b = x // (a * b)
+                return whole + atom.value // (atom.divisor * divisor)
         return whole + Index(0, {Quotient(rest, divisor): 1})
 
     def __mod__(self, divisor: int) -> Index:
@@ -220,6 +224,19 @@ class Index:
         if self.constant or not parts:
             parts.append(str(self.constant))
         return " + ".join(parts)
+
+
+def _recombine(index: Index) -> Index:
+    """Undo a split: k*d*(x // d) + k*(x % d) is k*x."""
+    for atom, k in index.terms.items():
+        if isinstance(atom, Remainder):
+            whole = atom.value // atom.divisor
+            if whole.constant == 0 and len(whole.terms) == 1:
+                (partner, one), = whole.terms.items()
+                if one == 1 and index.terms.get(partner) == k * atom.divisor:
+                    rest = {a: c for a, c in index.terms.items() if a not in (atom, partner)}
+                    return Index(index.constant, rest) + atom.value * k
+    return index
 
 
 def const(value: int) -> Index:

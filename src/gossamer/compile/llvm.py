@@ -1,0 +1,384 @@
+"""Loops to LLVM: one kernel function with explicit vectors. Layer 2.
+
+The one idea: of all axes one becomes vector lanes, the one along which the accesses are contiguous.
+If it is a reduced axis, rows are worked off one by one (softmax, layer norm: "row mode"); if it is a
+kept axis, neighbouring rows are worked off side by side (column sums: "column mode"). Each vector
+loop is written twice: unrolled for whole vectors, then masked for what is left.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+
+from gossamer.compile.builder import FunctionBuilder
+from gossamer.compile.calls import KernelSource, Word
+from gossamer.compile.llvm_values import Lane, Scope, ValueWriter
+from gossamer.core.dtype import DType, int64
+from gossamer.ir.index import Index, Var
+from gossamer.ir.loop import Axis, Kernel, Pass, Reduce, Val, index_values, operands, show
+
+__all__ = ["Written", "module_text", "write_kernel"]
+
+# Elements of work below which a kernel is not worth waking another thread: a fork-join of parked
+# workers costs 12-44 us (measured), and one core does about 2-4 elements a nanosecond.
+SERIAL_WORK = 1 << 15
+CHUNK_WORK = 1 << 14  # elements a worker claims at a time
+
+
+@dataclass(frozen=True)
+class Written:
+    """A kernel ready to be called: source, argument words, parallel extent and grain."""
+
+    source: KernelSource
+    words: tuple[Word, ...]
+    n: int
+    grain: int
+
+
+def module_text(builder: FunctionBuilder) -> str:
+    """The function with its declarations, as a module."""
+    text = builder.finish()
+    return text + "\n".join(builder.declares[k] for k in sorted(builder.declares)) + "\n!0 = !{}\n"
+
+
+def named(text: str, placeholder: str, loops: str = "") -> KernelSource:
+    """A KernelSource whose symbol is made from its text."""
+    symbol = "k" + hashlib.sha256(text.encode()).hexdigest()[:16]
+    return KernelSource(symbol, text.replace(placeholder, "@" + symbol), loops)
+
+
+def write_kernel(kernel: Kernel, vector_bytes: int, specialize: bool) -> Written:
+    """LLVM text of a kernel.
+
+    Args:
+        kernel: the loops.
+        vector_bytes: width of the machine's vector registers.
+        specialize: write sizes as literals (compiled programs) instead of argument words.
+    """
+    return _KernelWriter(kernel, vector_bytes, specialize).write()
+
+
+def choose_vector(kernel: Kernel) -> str | None:
+    """The axis to vectorise: the last kept or last reduced one, by the strides of all accesses."""
+    candidates: list[Axis] = []
+    if kernel.reduced and not kernel.serial:
+        candidates.append(kernel.reduced[-1])
+    if kernel.kept:
+        candidates.append(kernel.kept[-1])
+    accesses: list[Index] = [v.data[1] for v in kernel.values() if v.kind == "load"]
+    stored = [s.index for s in kernel.stores()]
+    scatters = any(s.update for s in kernel.stores())
+    best: tuple[float, str] | None = None
+    for axis in candidates:
+        if axis.extent < 2 or (scatters and axis in kernel.reduced):
+            continue
+        cost = sum(_stride_cost(i, axis.name) for i in accesses)
+        cost += sum(2 * _stride_cost(i, axis.name) for i in stored)
+        if axis in kernel.reduced and len(kernel.kept) and kernel.kept[-1].extent > 1:
+            cost += 0.5  # lanes are folded together at the end of each row
+        if axis.extent < 8:
+            cost += 2
+        if best is None or cost < best[0]:
+            best = (cost, axis.name)
+    return best[1] if best else None
+
+
+def _stride_cost(index: Index, name: str) -> float:
+    """0 for a broadcast, 1 for contiguous lanes, more for a gather."""
+    stride = 0
+    for atom, k in index.terms.items():
+        if isinstance(atom, Var):
+            if atom.name == name:
+                stride = k
+        elif any(v.name == name for v in Index(0, {atom: 1}).variables()):
+            return 10.0
+    return {0: 0.0, 1: 0.25}.get(stride, 6.0)
+
+
+class _KernelWriter:
+    def __init__(self, kernel: Kernel, vector_bytes: int, specialize: bool) -> None:
+        self.kernel = kernel
+        self.vector = choose_vector(kernel)
+        values = kernel.values()
+        self.width = vector_bytes // (8 if any(v.dtype.itemsize == 8 and v.dtype.kind == "f"
+                                               for v in values) else 4)
+        self.operations = sum(v.data[0].cost if v.kind == "op" else 1.0 for v in values)
+        self.builder = FunctionBuilder("void @kernel(ptr noalias %args, i64 %lo, i64 %hi, i64 %tid)")
+        self.values = ValueWriter(self.builder, self.width, self.vector, specialize)
+        self.specialize = specialize
+        self.lane_axis = next((a for a in [*kernel.kept, *kernel.reduced]
+                               if a.name == self.vector), None)
+        self.unroll = 4 if self.operations <= 12 else 2 if self.operations <= 40 else 1
+        if self.lane_axis is not None and specialize:
+            # No more lanes than there are points; whole vectors only need no masked loop.
+            while self.unroll > 1 and self.lane_axis.extent < self.unroll * self.width:
+                self.unroll //= 2
+
+    # the function -------------------------------------------------------------------------------
+    def write(self) -> Written:
+        kernel = self.kernel
+        others = [a for a in kernel.kept if a.name != self.vector]
+        lanes_kept = self.vector is not None and self.vector in {a.name for a in kernel.kept}
+        n = prod(a.extent for a in others) if others else 1
+        if lanes_kept and not others:
+            assert self.lane_axis is not None
+            n = self.lane_axis.extent
+            self._hoist({self.vector or ""})
+            self._lane_loop("%lo", "%hi", self._body, whole=False)
+        elif others:
+            with self.builder.loop("%lo", "%hi") as p:
+                self._open(others, p)
+                self._rows(lanes_kept)
+                self._close()
+        else:
+            self._rows(lanes_kept)
+        source = named(module_text(self.builder), "@kernel", show(kernel))
+        return Written(source, tuple(self.values.words), n, self._grain(n, lanes_kept, others))
+
+    def _grain(self, n: int, lanes_kept: bool, others: list[Axis]) -> int:
+        kernel = self.kernel
+        points = prod(a.extent for a in [*kernel.kept, *kernel.reduced])
+        weight = max(1.0, self.operations / 8)
+        if n < 2 or points * weight < SERIAL_WORK:
+            return 0
+        per_index = max(points // n, 1) * weight
+        grain = max(1, int(CHUNK_WORK / per_index))
+        if lanes_kept and not others:  # whole cache lines and whole unrolled vectors
+            step = self.width * self.unroll
+            grain = -(-grain // step) * step
+        return grain if grain < n else 0
+
+    def _rows(self, lanes_kept: bool) -> None:
+        if lanes_kept:
+            assert self.lane_axis is not None
+            self._hoist({self.vector or ""})
+            self._lane_loop("0", self.values.size(self.lane_axis.extent), self._body, whole=True)
+        else:
+            self._body([])
+
+    def _open(self, axes: list[Axis], flat: str) -> None:
+        """Enter a flattened loop: the axes' variables from the flat index."""
+        self.values.scope = Scope(self.values.scope)
+        b = self.builder
+        rest = flat
+        for axis in reversed(axes[1:]):
+            extent = self.values.size(axis.extent)
+            self.values.env[axis.name] = b.urem(rest, extent)
+            rest = b.udiv(rest, extent)
+        self.values.env[axes[0].name] = rest
+
+    def _close(self) -> None:
+        parent = self.values.scope.parent
+        assert parent is not None
+        self.values.scope = parent
+
+    def _hoist(self, unbound: set[str]) -> None:
+        """Load now what does not depend on the loops still to be entered."""
+        for val in self.kernel.values():
+            if val.kind == "load" and not (val.vars & unbound) and self._ready(val):
+                self.values.emit(val, None)
+
+    def _ready(self, val: Val) -> bool:
+        """Whether every accumulator that `val` needs exists already."""
+        stack, done = [val], set()
+        while stack:
+            v = stack.pop()
+            if id(v) in done:
+                continue
+            done.add(id(v))
+            if v.kind == "acc" and (v.data, 0) not in self.values.accumulators:
+                return False
+            stack.extend(operands(v))
+        return all(name in self.values.env for name in val.vars)
+
+    # vector loops -------------------------------------------------------------------------------
+    def _lane_loop(self, start: str, end: str, body: Callable[[list[Lane]], None], *,
+                   whole: bool) -> None:
+        """Run `body` over the vector axis: unrolled whole vectors, then masked ones.
+
+        `whole`: the range is the whole axis, so that a known extent may need no masked loop.
+        """
+        b, w = self.builder, self.width
+        assert self.lane_axis is not None
+        step = w * self.unroll
+        extent = self.lane_axis.extent
+        known = self.specialize and whole
+        if known:
+            full_end = str(extent // step * step)
+            main, tail = extent >= step, extent % step != 0
+        else:
+            count = b.sub(end, start)
+            full_end = b.add(start, b.sub(count, b.value(f"urem i64 {count}, {step}")))
+            main = tail = True
+        if main:
+            with b.loop(start, full_end, step) as i:
+                self._lanes(body, [b.add(i, str(u * w)) if u else i for u in range(self.unroll)],
+                            None)
+        if tail:
+            first = full_end if main else start
+            with b.loop(first, end, w) as i:
+                e = self.values.emitter(int64, w)
+                left = b.sub(end, i)
+                mask = e.lt(e.lanes(), e.splat(left))
+                self._lanes(body, [i], mask)
+
+    def _lanes(self, body: Callable[[list[Lane]], None], starts: list[str],
+               mask: str | None) -> None:
+        self.values.scope = Scope(self.values.scope)
+        body([Lane(s, mask) for s in starts])
+        self._close()
+
+    # passes -------------------------------------------------------------------------------------
+    def _body(self, lanes: list[Lane]) -> None:
+        """All passes, for one row (no lanes given) or for the rows of some lanes."""
+        for p in self.kernel.passes:
+            self._pass(p, lanes)
+
+    def _pass(self, p: Pass, lanes: list[Lane]) -> None:
+        reduced = self.kernel.reduced
+        if not reduced:
+            for s in p.stores:
+                for lane in lanes or [None]:  # type: ignore[list-item]
+                    self.values.store(s, lane)
+            self._row_stores(p, lanes)
+            return
+        row_lanes = not lanes and self.vector is not None and self.lane_axis in reduced
+        slots = self._accumulators(p, lanes, row_lanes)
+        if p.reduces or p.stores:
+            self._hoist({a.name for a in reduced} | ({self.vector} if self.vector else set()))
+            self._hoist_lanes(p, lanes)
+            self._reduced_loops(p, lanes, slots, row_lanes)
+        self._finish(p, lanes, slots, row_lanes)
+        self._row_stores(p, lanes)
+
+    def _row_stores(self, p: Pass, lanes: list[Lane]) -> None:
+        for s in p.row_stores:
+            for lane in lanes or [None]:  # type: ignore[list-item]
+                self.values.store(s, lane)
+
+    def _hoist_lanes(self, p: Pass, lanes: list[Lane]) -> None:
+        """Column mode: load per-lane values that do not change along the reduced axes."""
+        names = {a.name for a in self.kernel.reduced}
+        for val in self.kernel.values():
+            if val.kind != "load" or val.vars & names or not self.values.varies(val):
+                continue
+            for lane in lanes:
+                if self._ready_lane(val, lane):
+                    self.values.emit(val, lane)
+
+    def _ready_lane(self, val: Val, lane: Lane) -> bool:
+        bound = set(self.values.env) | {self.vector or ""}
+        inner = list(index_values(val.data[1]))
+        return val.vars <= bound and not any(x.kind != "load" for x in inner)
+
+    def _accumulators(self, p: Pass, lanes: list[Lane], row_lanes: bool) -> dict[int, list[str]]:
+        """Stack slots of each reduction: one per lane, or per unrolled vector in row mode."""
+        slots: dict[int, list[str]] = {}
+        for r in p.reduces:
+            width = self.width if (lanes and self.values.varies_acc(r, self.kernel)) or row_lanes \
+                else 0
+            e = self.values.emitter(r.value.dtype, width)
+            count = self.unroll if row_lanes else max(len(lanes), 1)
+            slots[r.number] = []
+            for _ in range(count):
+                slot = self.builder.alloca(e.t)
+                self.builder.store(e.t, e.const(identity(r.combine, r.value.dtype)), slot)
+                slots[r.number].append(slot)
+        return slots
+
+    def _reduced_loops(self, p: Pass, lanes: list[Lane], slots: dict[int, list[str]],
+                       row_lanes: bool) -> None:
+        reduced = [a for a in self.kernel.reduced if not (row_lanes and a is self.lane_axis)]
+        self._nest(reduced, p, lanes, slots, row_lanes)
+
+    def _nest(self, axes: list[Axis], p: Pass, lanes: list[Lane], slots: dict[int, list[str]],
+              row_lanes: bool) -> None:
+        if axes:
+            with self.builder.loop("0", self.values.size(axes[0].extent)) as i:
+                self.values.scope = Scope(self.values.scope)
+                outer = [lane.scope for lane in lanes]
+                for lane in lanes:
+                    lane.scope = Scope(lane.scope)
+                self.values.env[axes[0].name] = i
+                self._hoist({a.name for a in axes[1:]} | ({self.vector} if self.vector else set()))
+                self._nest(axes[1:], p, lanes, slots, row_lanes)
+                self._close()
+                del self.values.env[axes[0].name]
+                for lane, scope in zip(lanes, outer, strict=True):
+                    lane.scope = scope
+        elif row_lanes:
+            assert self.lane_axis is not None
+            self._lane_loop("0", self.values.size(self.lane_axis.extent),
+                            lambda inner: self._point(p, inner, slots), whole=True)
+        else:
+            self._point(p, lanes, slots)
+
+    def _point(self, p: Pass, lanes: list[Lane], slots: dict[int, list[str]]) -> None:
+        """One point of the reduced axes, for all lanes."""
+        b = self.builder
+        for r in p.reduces:
+            for k, lane in enumerate(lanes or [None]):  # type: ignore[list-item]
+                slot = slots[r.number][min(k, len(slots[r.number]) - 1)]
+                wide = lane is not None and self._slot_is_vector(r, lane)
+                e = self.values.emitter(r.value.dtype, self.width if wide else 0)
+                value = self.values.vector_of(r.value, lane) if wide \
+                    else self.values.emit(r.value, None)
+                old = b.load(e.t, slot)
+                new = combine(e, r.combine, old, value)
+                if wide and lane is not None and lane.mask is not None:
+                    new = e.select(lane.mask, new, old)
+                b.store(e.t, new, slot)
+                if r.running is not None:
+                    self._running(r, lane, new)
+        for s in p.stores:
+            for lane in lanes or [None]:  # type: ignore[list-item]
+                self.values.store(s, lane)
+
+    def _running(self, r: Reduce, lane: Lane | None, value: str) -> None:
+        """A scan: store the accumulator as it is now."""
+        assert r.running is not None
+        scope = lane.scope if lane is not None else self.values.scope
+        scope.known[id(r.running.value)] = value
+        self.values.store(r.running, lane)
+
+    def _slot_is_vector(self, r: Reduce, lane: Lane) -> bool:
+        return self.lane_axis in self.kernel.reduced or self.values.varies_acc(r, self.kernel)
+
+    def _finish(self, p: Pass, lanes: list[Lane], slots: dict[int, list[str]],
+                row_lanes: bool) -> None:
+        """Read the accumulators: folded over lanes in row mode, one per lane in column mode."""
+        b = self.builder
+        for r in p.reduces:
+            if row_lanes:
+                e = self.values.emitter(r.value.dtype, self.width)
+                total = b.load(e.t, slots[r.number][0])
+                for slot in slots[r.number][1:]:
+                    total = combine(e, r.combine, total, b.load(e.t, slot))
+                self.values.accumulators[r.number, 0] = e.reduce(r.combine, total)
+                continue
+            for k, lane in enumerate(lanes or [None]):  # type: ignore[list-item]
+                wide = lane is not None and self._slot_is_vector(r, lane)
+                e = self.values.emitter(r.value.dtype, self.width if wide else 0)
+                value = b.load(e.t, slots[r.number][k])
+                self.values.accumulators[r.number, id(lane) if wide else 0] = value
+
+
+def combine(e: object, name: str, a: str, b: str) -> str:
+    """One step of a reduction."""
+    method = {"add": "add", "mul": "mul", "max": "maximum", "min": "minimum"}[name]
+    return str(getattr(e, method)(a, b))
+
+
+def identity(name: str, dtype: DType) -> float | int:
+    """The neutral element of a reduction."""
+    if name in ("add", "mul"):
+        return 0 if name == "add" else 1
+    if dtype.kind == "f":
+        return float("-inf") if name == "max" else float("inf")
+    bits = dtype.itemsize * 8
+    if dtype.kind == "u":
+        return 0 if name == "max" else 2**bits - 1
+    return -(2 ** (bits - 1)) if name == "max" else 2 ** (bits - 1) - 1

@@ -1,0 +1,347 @@
+"""Who shares a kernel: from a graph of primitives to clusters, each with its reason. Layer 2.
+
+The one idea: one walk in topological order. An elementwise node joins the cluster of an input
+when it lives on the same points (the same linear index, seen through reshapes and through broadcasts
+of per-row values) and when joining makes no cycle between clusters; a reduction joins the cluster
+that computes its operand if the rows agree; a contraction opens a cluster of its own and later
+elementwise nodes become its epilogue. Movement operators belong to nobody: they are index
+arithmetic. What is used elsewhere is stored, unless computing it again is cheaper.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import prod
+
+from gossamer.compile.lower import Space
+from gossamer.ir.node import Node, Shape, toposort
+
+__all__ = ["Cluster", "Plan", "canonical_space", "schedule"]
+
+MAX_OPERATIONS = 64  # nodes a cluster may hold: unbounded fusion explodes (Inductor's bound is 64)
+CHEAP_COST, CHEAP_LOADS = 3.0, 1.5  # below both, computing again beats a round trip through memory
+MIN_ROWS = 8  # fewer rows than this do not occupy the cores: elementwise work stays apart
+SPLIT_WORK = 1 << 15  # elements of a reduction with few rows that are worth two stages
+
+
+def canonical_space(shape: Shape, axes: tuple[int, ...]) -> Space:
+    """The space of `shape` reduced over `axes`; axes of extent 1 vanish, neighbours merge."""
+    parts: list[list[int | bool]] = []
+    for axis, extent in enumerate(shape):
+        reduced = axis in axes
+        if extent == 1:
+            continue
+        if parts and parts[-1][1] == reduced:
+            parts[-1][0] *= extent
+        else:
+            parts.append([extent, reduced])
+    return tuple((int(n), bool(r)) for n, r in parts)
+
+
+@dataclass(eq=False)
+class Cluster:
+    """Nodes that one kernel computes."""
+
+    number: int
+    kind: str  # "loops", "dot", or the name of an operator with a kernel of its own
+    space: Space
+    members: list[Node] = field(default_factory=list)
+    reductions: list[Node] = field(default_factory=list)
+    rows: set[int] = field(default_factory=set)  # ids of members with one element per row
+    outputs: list[Node] = field(default_factory=list)
+    ancestors: int = 0  # bit set of the clusters that must run before this one
+    reason: str = ""
+
+    @property
+    def bit(self) -> int:
+        return 1 << self.number
+
+
+@dataclass
+class Plan:
+    """The result of scheduling."""
+
+    clusters: list[Cluster]  # in an order in which they can run
+    stored: dict[int, Node]  # id -> node, of everything that gets a buffer
+
+
+@dataclass(frozen=True)
+class _Position:
+    cluster: Cluster
+    row: bool
+
+
+class _Scheduler:
+    def __init__(self, roots: list[Node], leaf: set[int], keep: frozenset[str]) -> None:
+        self.roots = roots
+        self.leaf = leaf  # ids of nodes that are in memory already
+        self.keep = keep
+        self.order = toposort(roots, stop=lambda n: id(n) in leaf)
+        self.clusters: list[Cluster] = []
+        self.home: dict[int, _Position] = {}  # members
+        self.place: dict[int, _Position | None] = {}  # all nodes: where their elements are made
+        self.deps: dict[int, int] = {}  # id -> bit set of clusters it reads (not through members)
+        self.by_space: dict[Space, Cluster] = {}
+        self.stored: dict[int, Node] = {}
+        self.users: dict[int, list[Node]] = {}
+
+    # clustering ---------------------------------------------------------------------------------
+    def run(self) -> Plan:
+        for node in self.order:
+            for x in node.inputs:
+                if id(node) not in self.leaf:
+                    self.users.setdefault(id(x), []).append(node)
+        for node in self.order:
+            self._place(node)
+        self._store()
+        for cluster in self.clusters:
+            cluster.outputs = [m for m in cluster.members if id(m) in self.stored]
+        used = [c for c in self.clusters if c.outputs]
+        return Plan(self._sorted(used), self.stored)
+
+    def _place(self, node: Node) -> None:
+        key = id(node)
+        if key in self.leaf or node.op.kind == "leaf":
+            self.place[key], self.deps[key] = None, 0
+        elif node.op.kind == "movement":
+            self.place[key] = self._through(node)
+            self.deps[key] = self._reads(node)
+        elif node.op.kind == "elementwise":
+            self._elementwise(node)
+        elif node.op.kind == "reduction":
+            self._reduction(node)
+        else:
+            kind = "dot" if node.op.kind == "contraction" else node.op.name
+            kind = "loops" if kind == "take" else kind
+            cluster = self._new(kind, ((node.size, False),), node.op.name)
+            self._join(cluster, node, False)
+
+    def _through(self, node: Node) -> _Position | None:
+        """Where a movement's elements are made, if at the same point of the same cluster."""
+        source = self.place[id(node.inputs[0])]
+        if source is None:
+            return None
+        if node.op.name == "reshape":
+            return source
+        if node.op.name == "broadcast" and source.row and source.cluster.kind == "loops":
+            space = canonical_space(node.shape, node.attrs["axes"])
+            if space == source.cluster.space:
+                return _Position(source.cluster, False)
+        return None
+
+    def _reads(self, node: Node) -> int:
+        """Clusters whose results a node needs; members of a cluster stand for it."""
+        bits = 0
+        for x in node.inputs:
+            at = self.home.get(id(x))
+            bits |= at.cluster.bit if at is not None else self.deps[id(x)]
+        return bits
+
+    def _foreign(self, node: Node, cluster: Cluster, row: bool) -> int | None:
+        """Clusters to wait for if `node` joins `cluster`; None if that would be a cycle or needs
+        another point of the cluster than the one at hand."""
+        bits = 0
+        for x in node.inputs:
+            at = self.place[id(x)]
+            if at is not None and at.cluster is cluster and at.row == row:
+                continue
+            own = self.home.get(id(x))
+            bits |= own.cluster.bit if own is not None else self.deps[id(x)]
+        if bits & cluster.bit:
+            return None
+        for other in self._listed(bits):
+            if other.ancestors & cluster.bit:
+                return None
+        return bits
+
+    def _listed(self, bits: int) -> list[Cluster]:
+        out = []
+        while bits:
+            low = bits & -bits
+            out.append(self.clusters[low.bit_length() - 1])
+            bits ^= low
+        return out
+
+    def _new(self, kind: str, space: Space, reason: str) -> Cluster:
+        cluster = Cluster(len(self.clusters), kind, space, reason=reason)
+        self.clusters.append(cluster)
+        return cluster
+
+    def _join(self, cluster: Cluster, node: Node, row: bool, bits: int | None = None) -> None:
+        position = _Position(cluster, row)
+        self.home[id(node)] = self.place[id(node)] = position
+        cluster.members.append(node)
+        if row:
+            cluster.rows.add(id(node))
+        bits = self._reads(node) & ~cluster.bit if bits is None else bits
+        self.deps[id(node)] = cluster.bit
+        before = cluster.ancestors
+        for other in self._listed(bits):
+            cluster.ancestors |= other.ancestors | other.bit
+        if cluster.ancestors != before:
+            for later in self.clusters:
+                if later.ancestors & cluster.bit:
+                    later.ancestors |= cluster.ancestors
+
+    def _elementwise(self, node: Node) -> None:
+        tried: set[tuple[int, bool]] = set()
+        candidates: list[_Position] = []
+        for x in node.inputs:
+            at = self.place[id(x)]
+            if at is not None and (at.cluster.number, at.row) not in tried:
+                tried.add((at.cluster.number, at.row))
+                candidates.append(at)
+        # The youngest cluster first: joining it can least often close a cycle.
+        for at in sorted(candidates, key=lambda p: (p.row, -p.cluster.number)):
+            cluster = at.cluster
+            if cluster.kind not in ("loops", "dot") or len(cluster.members) >= MAX_OPERATIONS:
+                continue
+            bits = self._foreign(node, cluster, at.row)
+            if bits is not None:
+                self._join(cluster, node, at.row, bits)
+                return
+        cluster = self._new("loops", ((node.size, False),), "no input's loops fit")
+        self._join(cluster, node, False)
+
+    def _reduction(self, node: Node) -> None:
+        source = node.inputs[0]
+        space = canonical_space(source.shape, node.attrs["axes"])
+        at = self.place[id(source)]
+        rows = prod(n for n, r in space if not r)
+        if at is not None and not at.row and at.cluster.kind == "loops":
+            cluster = at.cluster
+            trailing = len(space) <= 2 and (not space or space[-1][1])
+            plain = not cluster.reductions and len(cluster.space) <= 1
+            size = prod(n for n, _ in space)
+            converts = plain and trailing and (rows >= MIN_ROWS or size < SPLIT_WORK)
+            if (cluster.space == space or converts) and len(cluster.members) < MAX_OPERATIONS:
+                cluster.space = space
+                cluster.reason = "row kernel: a reduction with the elementwise work on its rows"
+                self._add_reduction(cluster, node, 0)
+                return
+        bits = self._reads(node)
+        sibling = self.by_space.get(space)
+        if sibling is not None and len(sibling.members) < MAX_OPERATIONS \
+                and not bits & sibling.bit \
+                and not any(c.ancestors & sibling.bit for c in self._listed(bits)) \
+                and self._shares(sibling, node):
+            self._add_reduction(sibling, node, bits)
+            return
+        cluster = self._new("loops", space, "reduction: its operand's loops do not fit")
+        self._add_reduction(cluster, node, bits)
+        self.by_space[space] = cluster
+
+    def _shares(self, cluster: Cluster, node: Node) -> bool:
+        """Whether a reduction reads something that the cluster's reductions read too."""
+        mine = self._sources(node)
+        return any(mine & self._sources(r) for r in cluster.reductions)
+
+    def _sources(self, node: Node) -> set[int]:
+        """Ids of the nodes that a reduction's operand is made of, a few steps back."""
+        found: set[int] = set()
+        front = [node]
+        for _ in range(4):
+            front = [x for n in front for x in n.inputs]
+            found.update(id(x) for x in front if x.size > 1)
+        return found
+
+    def _add_reduction(self, cluster: Cluster, node: Node, bits: int) -> None:
+        cluster.reductions.append(node)
+        self._join(cluster, node, True, bits)
+
+    # storing ------------------------------------------------------------------------------------
+    def _store(self) -> None:
+        """Decide what gets a buffer. The cost of computing a node again depends on what is stored
+        below it, which depends on the decision: two rounds settle it well enough."""
+        for _ in range(2):
+            self.stored = self._decide(*self._costs(self.stored))
+
+    def _costs(self, stored: dict[int, Node]) -> tuple[dict[int, float], dict[int, float]]:
+        """Operations and loads per element to compute each node from what is in memory."""
+        cost: dict[int, float] = {}
+        loads: dict[int, float] = {}
+        for node in self.order:
+            key = id(node)
+            own_cost = 0.0 if node.op.kind in ("movement", "leaf") else node.op.cost
+            if key in self.leaf:
+                cost[key], loads[key] = 0.0, 1.0
+                continue
+            below_cost = below_loads = 0.0
+            for x in node.inputs:
+                at_hand = id(x) in stored or self._always_stored(x)
+                below_cost += 0.0 if at_hand else cost[id(x)]
+                below_loads += 1.0 if at_hand else loads[id(x)]
+            if node.op.name == "broadcast" and node.size:
+                below_loads *= node.inputs[0].size / node.size
+            cost[key], loads[key] = own_cost + below_cost, below_loads
+        return cost, loads
+
+    def _always_stored(self, node: Node) -> bool:
+        return node.op.kind not in ("elementwise", "movement", "leaf") and node.op.name != "take"
+
+    def _decide(self, cost: dict[int, float], loads: dict[int, float]) -> dict[int, Node]:
+        """Walk from the consumers: a reader is the number of a cluster outside the node's own; -1
+        stands for one that needs a buffer, -2 for one that reads every element many times."""
+        roots = {id(r) for r in self.roots}
+        readers: dict[int, set[int]] = {}
+        stored: dict[int, Node] = {}
+        for node in reversed(self.order):
+            key = id(node)
+            if key in self.leaf:
+                continue
+            mine = readers.get(key, set())
+            if key in roots or (mine and self._worth_storing(node, mine, cost[key], loads[key])):
+                stored[key] = node
+                passed: set[int] = set()
+            else:
+                passed = mine
+            at = self.home.get(key)
+            for x in node.inputs:
+                theirs = readers.setdefault(id(x), set())
+                theirs |= passed
+                if at is None:
+                    if passed and node.op.name == "broadcast":
+                        theirs.add(-2)
+                elif not self._inside(node, x, at):
+                    theirs.add(at.cluster.number)
+                    if self._needs_memory(node, x):
+                        theirs.add(-1)
+        return stored
+
+    def _inside(self, node: Node, operand: Node, at: _Position) -> bool:
+        """Whether `node` finds `operand` at hand in its own cluster's loops."""
+        there = self.place[id(operand)]
+        return (there is not None and there.cluster is at.cluster
+                and at.cluster.kind in ("loops", "dot")
+                and (there.row == at.row or node.op.kind == "reduction"))
+
+    def _needs_memory(self, node: Node, operand: Node) -> bool:
+        """Operators with a kernel of their own read buffers."""
+        if node.op.name == "take":
+            return operand is node.inputs[0]
+        return node.op.kind in ("contraction", "scan", "sort", "special", "indexing")
+
+    def _worth_storing(self, node: Node, readers: set[int], cost: float, loads: float) -> bool:
+        if node.op.kind in ("movement", "leaf"):
+            return False
+        if self._always_stored(node) or -1 in readers:
+            return True
+        if cost <= CHEAP_COST and loads <= CHEAP_LOADS:
+            return False
+        return -2 in readers or sum(r >= 0 for r in readers) > 1
+
+    def _sorted(self, clusters: list[Cluster]) -> list[Cluster]:
+        return sorted(clusters, key=lambda c: (c.ancestors.bit_count(), c.number))
+
+
+def schedule(roots: list[Node], leaf: set[int], keep: frozenset[str] = frozenset()) -> Plan:
+    """Partition the graph under `roots` into kernels.
+
+    Args:
+        roots: nodes whose values are wanted, in primitives only.
+        leaf: ids of nodes that are in memory.
+        keep: names of composites that have a kernel of their own.
+
+    Cost: linear in nodes and edges, times the number of clusters in bit-set operations.
+    """
+    return _Scheduler(roots, leaf, keep).run()
