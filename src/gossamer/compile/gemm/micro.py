@@ -1,0 +1,177 @@
+"""Micro-kernels: a few rows by one or two vectors of C, held in registers. Layer 2.
+
+The one idea: C[rows, columns] = sum over k of an outer product of `rows` scalars of A and one row
+of B. All rows of C stay in vector registers, so that a step of k costs `rows * vectors`
+multiply-adds and only `rows + vectors` loads.
+
+Every row count from 1 to the tile's has its own kernel, so that no multiplication is wasted on
+rows that do not exist. Each kernel adds its products in the order of k, in one accumulator per
+element: which kernel computes an element never changes its bits.
+
+Source: Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+from gossamer.compile.builder import FunctionBuilder
+from gossamer.compile.calls import KernelSource
+from gossamer.compile.gemm.target import Tile
+
+__all__ = ["PANEL_ARGUMENTS", "cut_rows", "panel_source"]
+
+# Arguments of a micro-kernel. Pitches are in elements. `in` is what is added to the products:
+# C itself, or a row of zeros with pitch 0 for the first block of K.
+_KERNEL = ("i64 %kc, ptr noalias %a, i64 %pitch, ptr noalias %b, i64 %ldb, "
+           "ptr %c, i64 %ldc, ptr %in, i64 %ldi")
+
+# Arguments of the exported function, which covers any number of rows. Row r of A starts `step`
+# elements after row r - 1; pitch 0 means that A is packed.
+PANEL_ARGUMENTS = ("i64 %vectors, i64 %rows, i64 %kc, ptr %a, i64 %step, i64 %pitch, ptr %b, "
+                   "i64 %ldb, ptr %c, i64 %ldc, ptr %in, i64 %ldi")
+
+_GROUP = 7  # rows reached from one base register: 0 .. 6 pitches
+
+
+class _Kernel:
+    """Writes one micro-kernel; `by_rows` reads A[i * pitch + k], otherwise A[k * pitch + i]."""
+
+    def __init__(self, tile: Tile, rows: int, vectors: int, by_rows: bool) -> None:
+        self.tile, self.rows, self.vectors, self.by_rows = tile, rows, vectors, by_rows
+        self.f = FunctionBuilder(f"internal void @{_name(rows, vectors)}({_KERNEL})")
+        self.multiples: list[str] = []
+
+    def write(self) -> str:
+        self.prefetch()
+        bases = self.bases()
+        self.store(self.products(bases))
+        return self.f.finish()
+
+    def step(self, pointer: str, elements: str) -> str:
+        return self.f.gep(pointer, elements, self.tile.element)
+
+    def prefetch(self) -> None:
+        """C is read and written after the loop: ask for its lines before it."""
+        line = "%in"
+        for i in range(self.rows):
+            line = self.step(line, "%ldi") if i else line
+            for j in range(self.vectors):
+                self.f.intrinsic("llvm.prefetch.p0", "void", [
+                    ("ptr", self.step(line, str(self.tile.lanes * j))),
+                    ("i32", "0"), ("i32", "3"), ("i32", "1")])
+
+    def bases(self) -> list[str]:
+        """Pointers that the loop advances: one, or one for every seven rows of A."""
+        if not self.by_rows:
+            return ["%a"]
+        f = self.f
+        self.multiples = ["0", "%pitch", *(f.mul(str(i), "%pitch") for i in range(2, _GROUP))]
+        return [self.step("%a", f.mul(str(i), "%pitch")) for i in range(0, self.rows, _GROUP)]
+
+    def places(self, pointers: list[str]) -> list[str]:
+        """Where A's elements of each row of the tile stand at this k."""
+        if self.by_rows:
+            return [self.step(pointers[i // _GROUP], self.multiples[i % _GROUP])
+                    for i in range(self.rows)]
+        return [self.step(pointers[0], str(i)) for i in range(self.rows)]
+
+    def splat(self, scalar: str) -> str:
+        v, lanes = self.tile.vector, self.tile.lanes
+        x = self.f.value(f"insertelement {v} poison, {self.tile.element} {scalar}, i64 0")
+        return self.f.value(f"shufflevector {v} {x}, {v} poison, <{lanes} x i32> zeroinitializer")
+
+    def products(self, bases: list[str]) -> list[list[str]]:
+        """The loop over k; returns the accumulators, [row][vector]."""
+        f, v, before = self.f, self.tile.vector, self.f.block
+        heads, following = [f.name("a") for _ in bases], [f.name("a") for _ in bases]
+        old = [[f.name("c") for _ in range(self.vectors)] for _ in range(self.rows)]
+        new = [[f.name("c") for _ in range(self.vectors)] for _ in range(self.rows)]
+        f.branch("%body")
+        f.label("%body")
+        f.line(f"%k = phi i64 [ %kc, %{before} ], [ %k.next, %body ]")
+        f.line(f"%row = phi ptr [ %b, %{before} ], [ %row.next, %body ]")
+        for head, start, then in zip(heads, bases, following, strict=True):
+            f.line(f"{head} = phi ptr [ {start}, %{before} ], [ {then}, %body ]")
+        for i in range(self.rows):
+            for j in range(self.vectors):
+                f.line(f"{old[i][j]} = phi {v} [ zeroinitializer, %{before} ], "
+                       f"[ {new[i][j]}, %body ]")
+        self.multiply(heads, old, new)
+        step = "1" if self.by_rows else "%pitch"
+        for head, then in zip(heads, following, strict=True):
+            f.line(f"{then} = getelementptr inbounds {self.tile.element}, ptr {head}, i64 {step}")
+        f.line(f"%row.next = getelementptr inbounds {self.tile.element}, ptr %row, i64 %ldb")
+        f.line("%k.next = add nsw i64 %k, -1")
+        f.branch_if(f.compare("sgt", "%k.next", "0"), "%body", "%done")
+        f.label("%done")
+        return new
+
+    def multiply(self, heads: list[str], old: list[list[str]], new: list[list[str]]) -> None:
+        """One step of k. Each broadcast stands next to its use, or LLVM hoists all and spills."""
+        f, tile, v = self.f, self.tile, self.tile.vector
+        fma = f"llvm.fma.v{tile.lanes}f{tile.bits}"
+        f.declare(fma, f"declare {v} @{fma}({v}, {v}, {v})")
+        b = [f.load(v, self.step("%row", str(tile.lanes * j)), tile.nbytes)
+             for j in range(self.vectors)]
+        for i, place in enumerate(self.places(heads)):
+            a = self.splat(f.load(tile.element, place, tile.nbytes))
+            for j in range(self.vectors):
+                f.line(f"{new[i][j]} = call {v} @{fma}({v} {a}, {v} {b[j]}, {v} {old[i][j]})")
+
+    def store(self, sums: list[list[str]]) -> None:
+        f, v, align = self.f, self.tile.vector, self.tile.nbytes
+        to, source = "%c", "%in"
+        for i in range(self.rows):
+            to = self.step(to, "%ldc") if i else to
+            source = self.step(source, "%ldi") if i else source
+            for j in range(self.vectors):
+                at = str(self.tile.lanes * j)
+                before = f.load(v, self.step(source, at), align)
+                f.store(v, f.value(f"fadd {v} {sums[i][j]}, {before}"), self.step(to, at), align)
+
+
+def _name(rows: int, vectors: int) -> str:
+    return f"micro_{rows}x{vectors}"
+
+
+def cut_rows(f: FunctionBuilder, rows: str, most: int) -> tuple[str, str, str]:
+    """Cut `rows` into the fewest panels of at most `most` rows, as even as possible.
+
+    Returns:
+        (count, base, extra): the first `extra` panels have base + 1 rows, the others base.
+    """
+    count = f.udiv(f.add(rows, str(most - 1)), str(most))
+    base = f.udiv(rows, count)
+    return count, base, f.sub(rows, f.mul(base, count))
+
+
+@cache
+def panel_source(tile: Tile, by_rows: bool) -> KernelSource:
+    """The function that runs micro-kernels down all rows of one column panel of B.
+
+    Args:
+        by_rows: A is read in place, row by row (`A[r * step + k]`); otherwise its panels have
+            the elements of one k next to each other (packed, or A in place with column pitch).
+    """
+    symbol = f"gemm_{tile.element}{tile.lanes}_{'rows' if by_rows else 'panels'}"
+    f = FunctionBuilder(f"void @{symbol}({PANEL_ARGUMENTS})")
+    count, base, extra = cut_rows(f, "%rows", tile.rows)
+    with f.loop("0", count) as p:
+        first = f.add(f.mul(p, base), f.minimum(p, extra))
+        rows = f.add(base, f.value(f"zext i1 {f.compare('slt', p, extra)} to i64"))
+        index = f.add(f.mul(f.sub("%vectors", "1"), str(tile.rows)), f.sub(rows, "1"))
+        kernel = f.load("ptr", f.gep("@kernels", index, "ptr"))
+        pitch = f.select(f.compare("eq", "%pitch", "0"), rows, "%pitch")
+        a = f.gep("%a", f.mul(first, "%step"), tile.element)
+        c = f.gep("%c", f.mul(first, "%ldc"), tile.element)
+        source = f.gep("%in", f.mul(first, "%ldi"), tile.element)
+        f.line(f"call void {kernel}(i64 %kc, ptr {a}, i64 {pitch}, ptr %b, i64 %ldb, "
+               f"ptr {c}, i64 %ldc, ptr {source}, i64 %ldi)")
+    sizes = [(r, v) for v in range(1, tile.vectors + 1) for r in range(1, tile.rows + 1)]
+    kernels = [_Kernel(tile, r, v, by_rows) for r, v in sizes]
+    texts = [kernel.write() for kernel in kernels]
+    declares = {k: line for kernel in kernels for k, line in kernel.f.declares.items()}
+    table = ", ".join(f"ptr @{_name(r, v)}" for r, v in sizes)
+    head = f"@kernels = internal constant [{len(sizes)} x ptr] [{table}]\n"
+    return KernelSource(symbol, head + "".join(texts) + f.finish() + "\n".join(declares.values()))
