@@ -81,7 +81,7 @@ class Call:
         source: the kernel.
         words: its argument block; a tuple of words may nest as a block of its own: the word is
             then the pointer to that block (contexts of callbacks).
-        n: parallel extent; the kernel is run over [0, n).
+        n: parallel extent; the kernel is run over [0, n). A `Param` is read at every run.
         grain: indices that one worker claims at a time; 0 runs [0, n) on the calling thread.
         name: short name for `explain` and profiles.
         reads, writes: program buffers touched (for the memory plan).
@@ -89,7 +89,7 @@ class Call:
 
     source: KernelSource
     words: tuple[Word | tuple[Word, ...], ...]
-    n: int
+    n: int | Param
     grain: int
     name: str = ""
     reads: tuple[int, ...] = ()

@@ -1,0 +1,348 @@
+"""The native loops around kernels: worker pool and program walker, as LLVM IR. Layer 3.
+
+The one idea: a caller never waits for a worker that has not started. A parallel region is opened,
+the caller wakes whoever sleeps and claims chunks itself; workers that arrive in time enter and
+claim too; when no chunk is left the caller closes the region and waits only for those inside. So
+a busy machine makes a region slower by its lost cores, never by a late wake-up.
+
+A region lives in one block of 1 KiB (offsets in `AT`): `gate` holds an open bit and the number of
+workers inside, `epoch` counts regions and is the futex word, `busy` is held by the one caller that
+may use the pool; a second caller runs its kernel alone. Sources: U. Drepper, "Futexes Are Tricky"
+(sleeping without a lost wake-up: announce, look again, sleep); CPython's C API for `call`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from gossamer.compile.builder import FunctionBuilder
+from gossamer.compile.calls import KernelSource
+
+__all__ = ["AT", "BLOCK_BYTES", "ENTRIES", "HEADER", "HEADER_WORDS", "PATCH_WORDS",
+           "RECORD_WORDS", "native_source"]
+
+# Byte offsets in a pool's block. Words that different threads write lie 128 bytes apart: x86
+# prefetches lines in pairs, and Apple's lines are 128 bytes long.
+AT = {"gate": 0, "epoch": 128, "sleeping": 256, "next": 384, "kernel": 512, "args": 520,
+      "n": 528, "grain": 536, "stop": 640, "spins": 648, "busy": 768}
+BLOCK_BYTES = 1024
+_OPEN = 1 << 32
+
+# A program in memory, in 8-byte words: this header, then `count` records (kernel, args, n, grain).
+# Before the records run, `patch_count` patches (word, value, offset) are applied, once:
+# words[word] = values[value] + offset. `profile` is null, or room for two times per record.
+HEADER = {"count": 0, "pool": 1, "profile": 2, "patch_count": 3, "patches": 4, "values": 5,
+          "words": 6}
+HEADER_WORDS, RECORD_WORDS, PATCH_WORDS = 8, 4, 3
+
+# Functions whose addresses the module's one exported function writes into a table, in this order.
+ENTRIES = ("worker", "stop", "parallel", "run", "call", "pauses")
+
+_YIELD_AFTER = 500  # pauses that a caller waits for a worker inside before it yields its core
+_FUTEX_WAIT, _FUTEX_WAKE = 128, 129  # with FUTEX_PRIVATE_FLAG; linux/futex.h
+_FUTEX_CALL = {"x86_64": 202, "amd64": 202, "aarch64": 98, "arm64": 98, "riscv64": 98,
+               "powerpc64le": 221, "s390x": 238, "loongarch64": 98}  # asm/unistd.h
+
+
+class _Writer(FunctionBuilder):
+    """FunctionBuilder with what threads need: atomics, pause, sleep, yield.
+
+    `portable` leaves the futex out: sleepers wake by themselves and look again.
+    """
+
+    def __init__(self, signature: str, triple: str, portable: bool) -> None:
+        super().__init__(signature)
+        machine = triple.split("-")[0]
+        self.system = next((s for s in ("linux", "windows") if s in triple), "posix")
+        self.futex = _FUTEX_CALL.get(machine, 0) if self.system == "linux" and not portable else 0
+        self.x86 = machine in ("x86_64", "amd64", "i386", "i686")
+        self.arm = machine in ("aarch64", "arm64")
+
+    def at(self, field: str) -> str:
+        return self.gep("%pool", str(AT[field]))
+
+    def get(self, field: str, type_: str, order: str = "") -> str:
+        """Load a field of the pool, atomically if a memory order is given."""
+        if not order:
+            return self.load(type_, self.at(field), _ALIGN[type_])
+        return self.value(f"load atomic {type_}, ptr {self.at(field)} {order}, "
+                          f"align {_ALIGN[type_]}")
+
+    def put(self, field: str, type_: str, value: str, order: str = "") -> None:
+        if not order:
+            self.store(type_, value, self.at(field), _ALIGN[type_])
+            return
+        self.line(f"store atomic {type_} {value}, ptr {self.at(field)} {order}, "
+                  f"align {_ALIGN[type_]}")
+
+    def update(self, operation: str, field: str, type_: str, value: str, order: str) -> str:
+        """Atomic read-modify-write; the old value."""
+        return self.value(f"atomicrmw {operation} ptr {self.at(field)}, {type_} {value} {order}")
+
+    def exchange(self, field: str, old: str, new: str) -> str:
+        """Atomic compare-and-swap of an i64 field; i1, whether it happened."""
+        pair = self.value(f"cmpxchg ptr {self.at(field)}, i64 {old}, i64 {new} acq_rel acquire")
+        return self.value(f"extractvalue {{ i64, i1 }} {pair}, 1")
+
+    def word(self, base: str, index: int, type_: str = "i64") -> str:
+        """Load 8-byte word number `index` of `base`."""
+        return self.load(type_, self.gep(base, str(index), "i64"), 8)
+
+    def pause(self) -> None:
+        """Tell the core that this is a waiting loop."""
+        if self.x86:
+            self.intrinsic("llvm.x86.sse2.pause", "void", [])
+        elif self.arm:
+            self.intrinsic("llvm.aarch64.hint", "void", [("i32", "1")])
+
+    def yield_core(self) -> None:
+        self.intrinsic("SwitchToThread" if self.system == "windows" else "sched_yield", "i32", [])
+
+    def sleep_while_epoch_is(self, epoch: str, naps: str) -> None:
+        """Sleep until woken; without a futex, for 50 us and more the longer nothing happens."""
+        if self.futex:
+            self._futex(_FUTEX_WAIT, f"i32 {epoch}")
+        elif self.system == "windows":
+            self.intrinsic("Sleep", "void", [("i32", "1")])  # milliseconds
+        else:
+            nap = self.minimum(self.add(naps, "50"), "2000")  # microseconds
+            self.intrinsic("usleep", "i32", [("i32", self.value(f"trunc i64 {nap} to i32"))])
+
+    def wake(self, count: str) -> None:
+        """Wake up to `count` (i64) sleepers; without a futex they wake by themselves."""
+        if self.futex:
+            self._futex(_FUTEX_WAKE, f"i64 {count}")
+
+    def _futex(self, operation: int, value: str) -> None:
+        self.declare("syscall", "declare i64 @syscall(i64, ...)")
+        self.value(f"call i64 (i64, ...) @syscall(i64 {self.futex}, ptr {self.at('epoch')}, "
+                   f"i64 {operation}, {value}, ptr null, ptr null, i64 0)")
+
+
+_ALIGN = {"i32": 4, "i64": 8, "ptr": 8}
+
+
+def native_source(triple: str, portable: bool = False) -> KernelSource:
+    """LLVM text of pool and program walker for `triple`; its symbol fills the table of ENTRIES."""
+    texts: list[str] = []
+    declares: dict[str, str] = {}
+    for signature, body in _PARTS:
+        writer = _Writer(signature, triple, portable)
+        texts.append(writer.finish(body(writer)))
+        declares.update(writer.declares)
+    return KernelSource("gossamer_native", "\n".join([*texts, *declares.values()]) + "\n")
+
+
+# the pool ---------------------------------------------------------------------------------------
+def _claim(w: _Writer) -> str:
+    """claim(pool, tid): run chunks of the open region until none is left."""
+    kernel, args = w.get("kernel", "ptr"), w.get("args", "ptr")
+    n, grain = w.get("n", "i64"), w.get("grain", "i64")
+    w.branch("%next")
+    w.label("%next")
+    start = w.update("add", "next", "i64", grain, "monotonic")
+    w.branch_if(w.compare("slt", start, n), "%chunk", "%done")
+    w.label("%chunk")
+    end = w.minimum(w.add(start, grain), n)
+    w.line(f"call void {kernel}(ptr {args}, i64 {start}, i64 {end}, i64 %tid)")
+    w.branch("%next")
+    w.label("%done")
+    return "ret void"
+
+
+def _worker(w: _Writer) -> str:
+    """worker(pool, tid): the life of a worker thread; returns when the pool stops.
+
+    It starts at epoch 0, so that a region opened before the thread ran is still entered.
+    """
+    spins = w.get("spins", "i64")
+    w.branch("%idle")
+    w.label("%idle")
+    w.line("%seen = phi i32 [ 0, %entry ], [ %epoch, %closed ]")
+    w.branch("%spin")
+    w.label("%spin")
+    w.line("%i = phi i64 [ 0, %idle ], [ %i1, %again ]")
+    early = w.get("epoch", "i32", "acquire")
+    w.branch_if(w.value(f"icmp ne i32 {early}, %seen"), "%look", "%again")
+    w.label("%again")
+    w.pause()
+    w.line("%i1 = add i64 %i, 1")
+    w.branch_if(w.compare("slt", "%i1", spins), "%spin", "%announce")
+    w.label("%announce")
+    w.update("add", "sleeping", "i32", "1", "seq_cst")
+    w.branch("%sleep")
+    w.label("%sleep")
+    w.line("%naps = phi i64 [ 0, %announce ], [ %naps1, %wait ]")
+    late = w.get("epoch", "i32", "seq_cst")
+    w.branch_if(w.value(f"icmp ne i32 {late}, %seen"), "%awake", "%wait")
+    w.label("%wait")
+    w.sleep_while_epoch_is("%seen", "%naps")
+    w.line("%naps1 = add i64 %naps, 1")
+    w.branch("%sleep")
+    w.label("%awake")
+    w.update("sub", "sleeping", "i32", "1", "seq_cst")
+    w.branch("%look")
+    w.label("%look")
+    w.line(f"%epoch = phi i32 [ {early}, %spin ], [ {late}, %awake ]")
+    stop = w.get("stop", "i32", "acquire")
+    w.branch_if(w.value(f"icmp ne i32 {stop}, 0"), "%exit", "%try")
+    w.label("%try")
+    gate = w.get("gate", "i64", "acquire")
+    opened = w.value(f"and i64 {gate}, {_OPEN}")
+    w.branch_if(w.compare("ne", opened, "0"), "%enter", "%closed")
+    w.label("%enter")
+    w.branch_if(w.exchange("gate", gate, w.add(gate, "1")), "%inside", "%try")
+    w.label("%inside")
+    w.line("call void @claim(ptr %pool, i64 %tid)")
+    w.update("sub", "gate", "i64", "1", "release")
+    w.branch("%closed")
+    w.label("%closed")
+    w.branch("%idle")
+    w.label("%exit")
+    return "ret void"
+
+
+def _stop(w: _Writer) -> str:
+    """stop(pool): workers return as soon as they are idle."""
+    w.put("stop", "i32", "1", "release")
+    w.update("add", "epoch", "i32", "1", "seq_cst")
+    w.wake("2147483647")
+    return "ret void"
+
+
+def _parallel(w: _Writer) -> str:
+    """parallel(pool, kernel, args, n, grain): kernel over [0, n) with whoever comes in time."""
+    w.branch_if(w.exchange("busy", "0", "1"), "%open", "%alone")
+    w.label("%alone")  # another thread of the program has the pool: do not wait for it
+    w.line("call void %kernel(ptr %args, i64 0, i64 %n, i64 0)")
+    w.line("ret void")
+    w.label("%open")
+    w.put("kernel", "ptr", "%kernel")
+    w.put("args", "ptr", "%args")
+    w.put("n", "i64", "%n")
+    w.put("grain", "i64", "%grain")
+    w.put("next", "i64", "0", "monotonic")
+    w.put("gate", "i64", str(_OPEN), "release")
+    w.update("add", "epoch", "i32", "1", "seq_cst")
+    sleeping = w.get("sleeping", "i32", "seq_cst")
+    with w.when(w.value(f"icmp ne i32 {sleeping}, 0")):
+        # One sleeper for each chunk that the caller does not take itself.
+        w.wake(w.value(f"udiv i64 {w.sub('%n', '1')}, %grain"))
+    w.line("call void @claim(ptr %pool, i64 0)")
+    w.update("and", "gate", "i64", str(_OPEN - 1), "acq_rel")
+    before = w.block
+    w.branch("%wait")
+    w.label("%wait")
+    w.line(f"%i = phi i64 [ 0, %{before} ], [ %i1, %more ]")
+    inside = w.get("gate", "i64", "acquire")
+    w.branch_if(w.compare("eq", inside, "0"), "%done", "%busy")
+    w.label("%busy")
+    w.pause()
+    w.line("%i1 = add i64 %i, 1")
+    w.branch_if(w.compare("sgt", "%i", str(_YIELD_AFTER)), "%yield", "%more")
+    w.label("%yield")
+    w.yield_core()
+    w.branch("%more")
+    w.label("%more")
+    w.branch("%wait")
+    w.label("%done")
+    w.put("busy", "i64", "0", "release")
+    return "ret void"
+
+
+# programs ---------------------------------------------------------------------------------------
+def _patch(w: _Writer) -> str:
+    """patch(program): write the values that changed into argument blocks and records."""
+    count = w.word("%program", HEADER["patch_count"])
+    patches = w.word("%program", HEADER["patches"], "ptr")
+    values = w.word("%program", HEADER["values"], "ptr")
+    words = w.word("%program", HEADER["words"], "ptr")
+    with w.loop("0", count) as i:
+        patch = w.gep(patches, w.mul(i, str(PATCH_WORDS)), "i64")
+        value = w.load("i64", w.gep(values, w.word(patch, 1), "i64"), 8)
+        total = w.value(f"add i64 {value}, {w.word(patch, 2)}")
+        w.store("i64", total, w.gep(words, w.word(patch, 0), "i64"), 8)
+    w.store("i64", "0", w.gep("%program", str(HEADER["patch_count"]), "i64"), 8)
+    return "ret void"
+
+
+def _clock(w: _Writer) -> str:
+    """clock() -> i64: nanoseconds where POSIX clocks exist, else cycles."""
+    if not hasattr(time, "CLOCK_MONOTONIC"):
+        return f"ret i64 {w.intrinsic('llvm.readcyclecounter', 'i64', [])}"
+    room = w.alloca("i64", 2)
+    w.intrinsic("clock_gettime", "i32", [("i32", str(time.CLOCK_MONOTONIC)), ("ptr", room)])
+    return f"ret i64 {w.add(w.mul(w.word(room, 0), '1000000000'), w.word(room, 1))}"
+
+
+def _run(w: _Writer) -> str:
+    """run(program): apply the patches, then every record, in order."""
+    changed = w.compare("ne", w.word("%program", HEADER["patch_count"]), "0")
+    with w.when(changed):
+        w.line("call void @patch(ptr %program)")
+    count = w.word("%program", HEADER["count"])
+    pool = w.word("%program", HEADER["pool"], "ptr")
+    profile = w.word("%program", HEADER["profile"], "ptr")
+    timed = w.value(f"icmp ne ptr {profile}, null")
+    pooled = w.value(f"icmp ne ptr {pool}, null")
+    with w.loop("0", count) as i:
+        record = w.gep("%program", w.add(w.mul(i, str(RECORD_WORDS)), str(HEADER_WORDS)), "i64")
+        kernel, args = w.word(record, 0, "ptr"), w.word(record, 1, "ptr")
+        n, grain = w.word(record, 2), w.word(record, 3)
+        times = w.gep(profile, w.mul(i, "2"), "i64")
+        with w.when(timed):
+            w.store("i64", w.value("call i64 @clock()"), times, 8)
+        divisible = w.value(f"and i1 {w.compare('sgt', grain, '0')}, "
+                            f"{w.compare('sgt', n, grain)}")
+        w.either(
+            w.value(f"and i1 {pooled}, {divisible}"),
+            lambda: w.line(f"call void @parallel(ptr {pool}, ptr {kernel}, ptr {args}, i64 {n}, "
+                           f"i64 {grain})"),
+            lambda: w.line(f"call void {kernel}(ptr {args}, i64 0, i64 {n}, i64 0)"))
+        with w.when(timed):
+            w.store("i64", w.value("call i64 @clock()"), w.gep(times, "1", "i64"), 8)
+    return "ret void"
+
+
+def _call(w: _Writer) -> str:
+    """call(self, address) -> address: `run` as a CPython function that releases the GIL."""
+    program = w.intrinsic("PyLong_AsVoidPtr", "ptr", [("ptr", "%address")])
+    w.branch_if(w.value(f"icmp eq ptr {program}, null"), "%failed", "%run")
+    w.label("%failed")  # not an int: PyLong_AsVoidPtr has set the exception
+    w.line("ret ptr null")
+    w.label("%run")
+    state = w.intrinsic("PyEval_SaveThread", "ptr", [])
+    w.line(f"call void @run(ptr {program})")
+    w.intrinsic("PyEval_RestoreThread", "void", [("ptr", state)])
+    w.intrinsic("Py_IncRef", "void", [("ptr", "%address")])
+    return "ret ptr %address"
+
+
+def _pauses(w: _Writer) -> str:
+    """pauses(n): n turns of a worker's spin loop, to measure how long they take."""
+    with w.loop("0", "%n"):
+        w.get("epoch", "i32", "acquire")
+        w.pause()
+    return "ret void"
+
+
+def _table(w: _Writer) -> str:
+    """gossamer_native(out): the addresses of ENTRIES."""
+    for i, name in enumerate(ENTRIES):
+        w.store("ptr", f"@{name}", w.gep("%out", str(i), "ptr"), 8)
+    return "ret void"
+
+
+_PARTS: tuple[tuple[str, Callable[[_Writer], str]], ...] = (
+    ("internal void @claim(ptr %pool, i64 %tid)", _claim),
+    ("internal void @worker(ptr %pool, i64 %tid)", _worker),
+    ("internal void @stop(ptr %pool)", _stop),
+    ("internal void @parallel(ptr %pool, ptr %kernel, ptr %args, i64 %n, i64 %grain)", _parallel),
+    ("internal void @patch(ptr %program)", _patch),
+    ("internal i64 @clock()", _clock),
+    ("internal void @run(ptr %program)", _run),
+    ("internal ptr @call(ptr %self, ptr %address)", _call),
+    ("internal void @pauses(ptr %pool, i64 %n)", _pauses),
+    ("void @gossamer_native(ptr %out)", _table),
+)
