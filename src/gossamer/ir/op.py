@@ -147,7 +147,9 @@ IOTA = define(Op(
 PICK = define(Op(
     "pick", "wrapper", "Result number `index` of an operator with several results.",
     infer=lambda op, x, *, index: x.outs[index],
-    reference=lambda x, *, index: x[index]))
+    reference=lambda x, *, index: x[index],
+    vjp=lambda g, y, x, *, index: (tuple(g if i == index else None for i in range(len(x.outs))),),
+    batch=lambda op, size, x, *, index: op(x, index=index)))
 
 
 def constant(value: bool | int | float, like: Node) -> Node:
