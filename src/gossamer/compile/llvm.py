@@ -64,16 +64,15 @@ def write_kernel(kernel: Kernel, vector_bytes: int, specialize: bool) -> Written
 def choose_vector(kernel: Kernel) -> str | None:
     """The axis to vectorise: the last kept or last reduced one, by the strides of all accesses."""
     candidates: list[Axis] = []
-    if kernel.reduced and not kernel.serial:
+    if kernel.reduced and not kernel.serial:  # a serial axis has an order that lanes would break
         candidates.append(kernel.reduced[-1])
     if kernel.kept:
         candidates.append(kernel.kept[-1])
     accesses: list[Index] = [v.data[1] for v in kernel.values() if v.kind == "load"]
     stored = [s.index for s in kernel.stores()]
-    scatters = any(s.update for s in kernel.stores())
     best: tuple[float, str] | None = None
     for axis in candidates:
-        if axis.extent < 2 or (scatters and axis in kernel.reduced):
+        if axis.extent < 2:
             continue
         cost = sum(_stride_cost(i, axis.name) for i in accesses)
         cost += sum(2 * _stride_cost(i, axis.name) for i in stored)

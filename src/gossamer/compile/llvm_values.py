@@ -74,7 +74,7 @@ class ValueWriter:
         self.scope = Scope()
         self.env: dict[str, str] = {}  # loop variable -> i64
         self.accumulators: dict[tuple[int, int], str] = {}  # (number, lane id or 0) -> value
-        self.tile: Any = None  # epilogue: (pointer, pitch, row name, column name)
+        self.tile: Any = None  # epilogue: (pointer, pitch, row in the tile, first column)
         self._emitters: dict[tuple[int, int], Emitter] = {}
         self._keep: list[Any] = []  # Vals made here; ids in scopes must stay theirs
 
@@ -160,9 +160,10 @@ class ValueWriter:
         if val.kind == "acc":
             return self.accumulators[val.data, id(lane) if lane is not None else 0]
         if val.kind == "tile":
-            pointer, pitch, row, column = self.tile
+            pointer, pitch, row, first = self.tile
             assert lane is not None
-            offset = self.builder.add(self.builder.mul(self.env[row], pitch), lane.start)
+            offset = self.builder.add(self.builder.mul(row, pitch),
+                                      self.builder.sub(lane.start, first))
             at = self.builder.gep(pointer, offset, self.tile_dtype.llvm)
             e = self.emitter(self.tile_dtype, width)
             got = e.load_masked(at, lane.mask) if lane.mask else e.load(at)
@@ -369,7 +370,7 @@ class ValueWriter:
             else:
                 e.store_masked(value, at, lane.mask)
             return
-        if store.update is not None:
+        if store.update == "add":
             raise CompileError("scatter-add lanes may collide; the schedule must keep them apart")
         at = self.index(store.index, lane)
         t = e.vector_of("ptr")

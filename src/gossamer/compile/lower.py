@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import gcd, prod
 
+from gossamer.compile.calls import Param
 from gossamer.core.dtype import bool_, int32
 from gossamer.core.errors import CompileError
 from gossamer.ir.index import (
@@ -86,12 +87,10 @@ class Lowering:
 
     Args:
         buffers: id of node -> number of the program buffer that holds it.
-        params: id of node -> number of the runtime scalar that it is.
     """
 
-    def __init__(self, buffers: dict[int, int], params: dict[int, int]) -> None:
+    def __init__(self, buffers: dict[int, int]) -> None:
         self.buffers = buffers
-        self.params = params
         self.accumulators: dict[int, tuple[int, Node]] = {}
         self.row: Index = const(0)
         self.asked: dict[object, Val] = {}
@@ -115,11 +114,12 @@ class Lowering:
         buffer = self.buffers.get(id(node))
         if buffer is not None and id(node) not in self.own:
             return self._load(buffer, node, index, cond)
-        if id(node) in self.params:
-            return Val("param", node.dtype, self.params[id(node)])
         name = node.op.name
         if name == "constant":
-            return Val("const", node.dtype, node.attrs["value"])
+            number = node.attrs["value"]
+            if isinstance(number, Param):
+                return Val("param", node.dtype, number.index)
+            return Val("const", node.dtype, number)
         if name == "iota":
             return self._index_value(node, index[node.attrs["axis"]])
         if node.op.kind == "movement":
@@ -247,7 +247,7 @@ def _indices(values: Iterable[Val]) -> Iterable[Index]:
             yield from (m[0] for m in condition.multiples)
 
 
-def lower_loops(nest: Nest, buffers: dict[int, int], params: dict[int, int]) -> Kernel:
+def lower_loops(nest: Nest, buffers: dict[int, int]) -> Kernel:
     """The loops of a nest.
 
     Raises:
@@ -255,7 +255,7 @@ def lower_loops(nest: Nest, buffers: dict[int, int], params: dict[int, int]) -> 
     """
     axes = _Axes(nest.space, [[n] for n, _ in nest.space])
     for _ in range(24):
-        kernel = _attempt(nest, axes, buffers, params)
+        kernel = _attempt(nest, axes, buffers)
         wanted = None
         for index in _indices(kernel.values()):
             wanted = _wanted_split(index)
@@ -273,8 +273,8 @@ def lower_loops(nest: Nest, buffers: dict[int, int], params: dict[int, int]) -> 
     return kernel
 
 
-def _attempt(nest: Nest, axes: _Axes, buffers: dict[int, int], params: dict[int, int]) -> Kernel:
-    ask = Lowering(buffers, params)
+def _attempt(nest: Nest, axes: _Axes, buffers: dict[int, int]) -> Kernel:
+    ask = Lowering(buffers)
     ask.own = {id(n) for n, _ in nest.outputs}
     ask.row = axes.row()
     element = axes.element()

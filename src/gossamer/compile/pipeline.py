@@ -1,0 +1,126 @@
+"""The order of the passes: graph in, calls and a memory plan out. Layer 2.
+
+    expand -> simplify -> prepare -> schedule -> lower -> write -> memory
+
+Read this file to see what happens to a graph; each pass is a function of its own module, and
+between any two the graph can be printed and verified.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from gossamer.compile.calls import Call
+from gossamer.compile.contraction import contraction_calls
+from gossamer.compile.expand import expand
+from gossamer.compile.gemm import Target
+from gossamer.compile.lower import Misfit, Nest, lower_loops
+from gossamer.compile.memory import Arena, plan_arena
+from gossamer.compile.prepare import copy, index_checks, prepare
+from gossamer.compile.schedule import Cluster, schedule
+from gossamer.compile.simplify import simplify
+from gossamer.compile.special import SPECIAL, kernel_call
+from gossamer.ir.node import Node, toposort
+
+__all__ = ["Compiled", "compile_graph"]
+
+
+@dataclass
+class Compiled:
+    """A program as data.
+
+    Buffers are numbered: inputs first (0 .. len(inputs) - 1), then everything that is computed.
+
+    Attributes:
+        calls: what to run, in order.
+        sizes: bytes of every computed buffer.
+        outputs: buffer number of each root; several roots may share one, or name an input.
+        arena: places of the temporaries.
+        checks: (buffer number, node): a boolean to look at after the run; true means that an
+            index of `node` was out of range.
+        clusters: for `explain`: the nodes behind each call.
+    """
+
+    calls: list[Call]
+    inputs: int
+    sizes: dict[int, int]
+    outputs: list[int]
+    arena: Arena
+    checks: list[tuple[int, Node]]
+    clusters: list[Cluster] = field(default_factory=list)
+    owners: list[Cluster] = field(default_factory=list)  # the cluster of each call
+
+
+def compile_graph(roots: Sequence[Node], inputs: Sequence[Node], target: Target,
+                  specialize: bool) -> Compiled:
+    """Compile a graph.
+
+    Args:
+        roots: nodes wanted.
+        inputs: `input` leaves, in the order of the program's first buffers.
+        target: the machine.
+        specialize: sizes as literals (compiled functions), else as words (one kernel, all shapes).
+    """
+    graph = simplify(expand(list(roots)))
+    checks = index_checks(toposort(graph))
+    wanted = [_in_memory(r) for r in prepare(simplify([*graph, *(c.flag for c in checks)]))]
+    leaf = {id(x) for x in inputs}
+    buffers = {id(x): i for i, x in enumerate(inputs)}
+    plan = schedule([r for r in wanted if id(r) not in leaf], leaf)
+    sizes: dict[int, int] = {}
+    for node in plan.stored.values():
+        buffers[id(node)] = len(buffers)
+        sizes[buffers[id(node)]] = node.size * node.dtype.itemsize
+    calls: list[Call] = []
+    owners: list[Cluster] = []
+    for cluster in plan.clusters:
+        made = _cluster_calls(cluster, buffers, target, specialize)
+        calls += made
+        owners += [cluster] * len(made)
+    numbers = [buffers[id(r)] for r in wanted]
+    outputs = numbers[:len(graph)]
+    kept = set(numbers)
+    arena = plan_arena(calls, {b: n for b, n in sizes.items() if b not in kept})
+    return Compiled(calls, len(inputs), sizes, outputs, arena,
+                    [(b, c.node) for b, c in zip(numbers[len(graph):], checks, strict=True)],
+                    plan.clusters, owners)
+
+
+def _in_memory(root: Node) -> Node:
+    """The node whose buffer holds a root's elements in order; a copy where only a view does."""
+    base = root
+    while base.op.name == "reshape":
+        base = base.inputs[0]
+    if base.op.kind == "movement" or base.op.name in ("constant", "iota"):
+        return copy(root)
+    return base
+
+
+def _cluster_calls(cluster: Cluster, buffers: dict[int, int], target: Target,
+                   specialize: bool) -> list[Call]:
+    if not any(o.size for o in cluster.outputs):
+        return []
+    if cluster.kind == "dot":
+        return contraction_calls(cluster, buffers, target, specialize)[0]
+    if cluster.kind in SPECIAL:
+        return SPECIAL[cluster.kind](cluster.outputs[0], buffers, target, specialize)
+    try:
+        return [_loops(cluster, cluster.outputs, cluster.reductions, buffers, target, specialize)]
+    except Misfit:
+        return _apart(cluster, buffers, target, specialize)
+
+
+def _loops(cluster: Cluster, outputs: list[Node], reductions: list[Node],
+           buffers: dict[int, int], target: Target, specialize: bool) -> Call:
+    name = "+".join(dict.fromkeys(m.op.name for m in cluster.members))[:60]
+    nest = Nest(name, cluster.space, reductions, [(o, buffers[id(o)]) for o in outputs],
+                cluster.rows)
+    return kernel_call(lower_loops(nest, buffers), target, specialize)
+
+
+def _apart(cluster: Cluster, buffers: dict[int, int], target: Target,
+           specialize: bool) -> list[Call]:
+    raise AssertionError(f"cluster {cluster.reason} of {[m.op.name for m in cluster.members]} "
+                         "does not fit its loops")
+

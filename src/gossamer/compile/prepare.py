@@ -1,0 +1,150 @@
+"""The last rewriting before kernels are formed: what every kernel may rely on. Layer 2.
+
+The one idea: make hidden costs explicit nodes. A copy (written as a cast to the same dtype) where a
+kernel needs its operand in memory in a certain order; two stages where a reduction has too few rows
+to occupy the cores; float32 operands for products of 16-bit floats; and for every indexed access a
+flag that says whether an index was out of range.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from gossamer.compile.contraction import canonical_operand, describe
+from gossamer.compile.schedule import MIN_ROWS, SPLIT_WORK, canonical_space
+from gossamer.compile.simplify import Rebuilder
+from gossamer.core.dtype import bfloat16, bool_, float16, float32, int64
+from gossamer.ir.node import Node, toposort
+from gossamer.ir.op import CONSTANT, TABLE
+
+__all__ = ["IndexCheck", "copy", "index_checks", "prepare"]
+
+_MEMORY = frozenset({"argsort"})  # operators that read their operands in order
+_PARTS = 64  # stages of a long reduction: enough for any number of cores this is made for
+
+
+@dataclass(frozen=True)
+class IndexCheck:
+    """A flag to look at after the run: true means that `node` was given an index out of range."""
+
+    node: Node
+    flag: Node
+
+
+def copy(node: Node) -> Node:
+    """A node that puts `node` in memory in its own order."""
+    return TABLE["cast"](node, dtype=node.dtype)
+
+
+def index_checks(order: list[Node]) -> list[IndexCheck]:
+    """One flag for each distinct (index, extent) pair that is read through."""
+    checks: dict[tuple[int, int], IndexCheck] = {}
+    for node in order:
+        if node.op.name not in ("take", "scatter", "scatter_add"):
+            continue
+        index, extent = node.inputs[1], node.inputs[0].shape[0]
+        if index.op is CONSTANT and -extent <= index.attrs["value"] < extent or not index.size:
+            continue
+        key = (id(index), extent)
+        if key not in checks:
+            low = CONSTANT(value=-extent, shape=index.shape, dtype=index.dtype)
+            high = CONSTANT(value=extent, shape=index.shape, dtype=index.dtype)
+            bad = TABLE["bitwise_or"](TABLE["lt"](index, low), TABLE["ge"](index, high))
+            flag = bad
+            if index.shape:
+                flag = TABLE["reduce_max"](bad, axes=tuple(range(index.ndim)))
+            checks[key] = IndexCheck(node, flag)
+    return list(checks.values())
+
+
+def prepare(roots: list[Node]) -> list[Node]:
+    """Rewrite a simplified graph; equal values, except that long sums are summed in parts."""
+    b = Rebuilder()
+    new: dict[int, Node] = {}
+    for node in toposort(roots, stop=lambda n: n.value is not None):
+        if not node.inputs:
+            new[id(node)] = node
+            continue
+        inputs = tuple(new[id(x)] for x in node.inputs)
+        name = node.op.name
+        if node.op.kind == "contraction":
+            new[id(node)] = _contraction(b, node, inputs)
+        elif name in _MEMORY:
+            new[id(node)] = b.again(node, tuple(_in_memory(x) for x in inputs))
+        elif name in ("reduce_sum", "reduce_max", "reduce_min"):
+            new[id(node)] = _reduction(b, node, inputs[0])
+        else:
+            new[id(node)] = b.again(node, inputs)
+    return [new[id(r)] for r in roots]
+
+
+def _in_memory(node: Node) -> Node:
+    """`node`, or a copy if it is a view or a constant."""
+    base = node
+    while base.op.name == "reshape":
+        base = base.inputs[0]
+    view = base.op.kind == "movement" or base.op.name in ("constant", "iota")
+    return copy(node) if view else node
+
+
+def _contraction(b: Rebuilder, node: Node, inputs: tuple[Node, ...]) -> Node:
+    if node.dtype in (float16, bfloat16):
+        wide = tuple(b.make(node, "cast", x, dtype=float32) for x in inputs)
+        product = _contraction(b, b.again(node, wide), wide)
+        return b.make(node, "cast", product, dtype=node.dtype)
+    node = b.again(node, inputs)
+    if describe(node) is not None:
+        return node
+    at: dict[str, Any] = dict(node.attrs)
+    x, y = node.inputs
+    x = canonical_operand(x, at["a_batch"], at["a_contract"])
+    count, summed = len(at["a_batch"]), len(at["a_contract"])
+    at["a_batch"] = tuple(range(count))
+    at["a_contract"] = tuple(range(x.ndim - summed, x.ndim))
+    candidate = b.make(node, "dot_general", x, y, **at)
+    if describe(candidate) is not None:
+        return candidate
+    y = canonical_operand(y, at["b_batch"], at["b_contract"])
+    at["b_batch"] = tuple(range(count))
+    at["b_contract"] = tuple(range(y.ndim - summed, y.ndim))
+    candidate = b.make(node, "dot_general", x, y, **at)
+    if describe(candidate) is not None:
+        return candidate
+    return _flat_product(b, node, x, y, count, summed)
+
+
+def _flat_product(b: Rebuilder, node: Node, x: Node, y: Node, batch: int, summed: int) -> Node:
+    """Both operands copied in (batch, free, contract) order and flattened to three axes."""
+    def flat(v: Node) -> Node:
+        sizes = [1, 1, 1]
+        for axis, extent in enumerate(v.shape):
+            sizes[0 if axis < batch else 2 if axis >= v.ndim - summed else 1] *= extent
+        return b.make(node, "reshape", v, shape=tuple(sizes))
+
+    product = b.make(node, "dot_general", flat(x), flat(y), a_batch=(0,), a_contract=(2,),
+                     b_batch=(0,), b_contract=(2,))
+    return b.make(node, "reshape", product, shape=node.shape)
+
+
+def _reduction(b: Rebuilder, node: Node, x: Node) -> Node:
+    """Two stages when few rows share much work: parts of fixed number, then the parts together."""
+    axes = node.attrs["axes"]
+    whole = b.again(node, (x,))
+    space = canonical_space(x.shape, axes)
+    rows = 1
+    for extent, reduced in space:
+        rows *= 1 if reduced else extent
+    if x.size < SPLIT_WORK or rows >= MIN_ROWS or not rows:
+        return whole
+    axis = max(axes, key=lambda a: x.shape[a])
+    parts = next((p for p in range(min(_PARTS, x.shape[axis]), 1, -1)
+                  if x.shape[axis] % p == 0), 1)
+    if parts < 4 or x.dtype is bool_ or x.dtype is int64 and node.op.name != "reduce_sum":
+        return whole
+    shape = (*x.shape[:axis], parts, x.shape[axis] // parts, *x.shape[axis + 1:])
+    split = b.make(node, "reshape", x, shape=shape)
+    inner = tuple(a + (a >= axis) for a in axes)  # the part itself stays
+    stage = b.make(node, node.op.name, split, axes=inner)
+    place = axis - sum(a < axis for a in axes)
+    return b.make(node, node.op.name, stage, axes=(place,))

@@ -1,0 +1,79 @@
+"""Operators with a kernel of their own that are still loops: scans and scatters. Layer 2.
+
+The one idea: order matters in them, so the axis along which it matters stays a serial loop, and the
+lanes and workers take what is independent: other rows of a scan, other columns of a scatter. Results
+are therefore the same for any number of threads, and nothing needs atomic instructions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+
+from gossamer.compile.calls import BufferRef, Call
+from gossamer.compile.gemm import Target
+from gossamer.compile.llvm import write_kernel
+from gossamer.compile.lower import Lowering, ravel, unravel
+from gossamer.ir.index import Index, Read, const, var
+from gossamer.ir.loop import Axis, Kernel, Pass, Reduce, Store, Val
+from gossamer.ir.node import Node
+
+__all__ = ["SPECIAL", "kernel_call"]
+
+
+def kernel_call(kernel: Kernel, target: Target, specialize: bool) -> Call:
+    """Write a loop kernel and call it. Flat elementwise loops gain nothing from literal sizes, so
+    one kernel serves all of them."""
+    flat = len(kernel.kept) == 1 and not kernel.reduced
+    written = write_kernel(kernel, target.vector_bytes, specialize and not flat)
+    writes = tuple({s.buffer for s in kernel.stores()})
+    reads = {w.index for w in written.words if isinstance(w, BufferRef)} - set(writes)
+    return Call(written.source, written.words, written.n, written.grain, kernel.name,
+                tuple(sorted(reads)), writes)
+
+
+def _scan(node: Node, buffers: dict[int, int], target: Target, specialize: bool) -> list[Call]:
+    """Running sum, product, maximum or minimum along one axis."""
+    axis, shape = node.attrs["axis"], node.shape
+    sizes = (prod(shape[:axis]), shape[axis], prod(shape[axis + 1:]))
+    at = (var("i0", sizes[0]), var("r0", sizes[1]), var("i1", sizes[2]))
+    linear = ravel(at, sizes)
+    value = Lowering(buffers).value(node.inputs[0], unravel(linear, shape))
+    names = [v.name for v in linear.variables()]
+    so_far = Val("acc", node.dtype, 0, (), names)
+    running = Store(buffers[id(node)], linear, so_far, node.dtype)
+    step = Reduce(0, node.attrs["combine"], value, running)
+    kernel = Kernel("scan", [Axis("i0", sizes[0]), Axis("i1", sizes[2])], [Axis("r0", sizes[1])],
+                    [Pass(reduces=[step])], serial=True)
+    return [kernel_call(kernel, target, specialize)]
+
+
+def _scatter(node: Node, buffers: dict[int, int], target: Target, specialize: bool) -> list[Call]:
+    """The table copied, then the rows of `src` written or added one after the other."""
+    table, index, src = node.inputs
+    buffer = buffers[id(node)]
+    flat = var("i0", node.size)
+    first = Lowering(buffers).value(table, unravel(flat, node.shape))
+    fill = Kernel("scatter start", [Axis("i0", node.size)], [],
+                  [Pass(stores=[Store(buffer, flat, first, node.dtype)])])
+    calls = [kernel_call(fill, target, specialize)]
+    if not src.size:
+        return calls
+    columns = prod(node.shape[1:])
+    j, c = var("r0", index.size), var("i0", columns)
+    ask = Lowering(buffers)
+    where = unravel(j, index.shape)
+    row = Read(ask.value(index, where), where, table.shape[0])
+    value = ask.value(src, (*where, *unravel(c, node.shape[1:])))
+    target_index = Index(0, {row: 1}) * columns + c if columns else const(0)
+    update = "add" if node.op.name == "scatter_add" else "set"
+    put = Store(buffer, target_index, value, node.dtype, update)
+    kernel = Kernel(node.op.name, [Axis("i0", columns)], [Axis("r0", index.size)],
+                    [Pass(stores=[put])], serial=True)
+    calls.append(kernel_call(kernel, target, specialize))
+    return calls
+
+
+SPECIAL: dict[str, Callable[[Node, dict[int, int], Target, bool], list[Call]]] = {
+    "scan": _scan, "scatter": _scatter, "scatter_add": _scatter,
+}

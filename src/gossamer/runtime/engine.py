@@ -1,0 +1,164 @@
+"""From nodes to values: find or make the program of a graph, and run it. Layer 3.
+
+The one idea: a program depends on the structure of a graph, not on its data. The structure is written
+as a key; leaves in memory become inputs, Python numbers become runtime scalars (so that a learning
+rate that changes compiles nothing), and equal keys share one program. Outside `compile`, sizes are
+words of the kernels' arguments: a new shape makes a new program out of the same machine code.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+from gossamer.compile.calls import Param
+from gossamer.compile.pipeline import compile_graph
+from gossamer.core.settings import setting
+from gossamer.ir.node import STATE, Node, toposort
+from gossamer.ir.op import CONSTANT, INPUT
+from gossamer.runtime import reference
+from gossamer.runtime.data import Data
+from gossamer.runtime.execute import float_bits
+from gossamer.runtime.program import Program, host_target
+from gossamer.runtime.threads import get_num_threads
+
+__all__ = ["Canonical", "cached_programs", "canonical", "evaluate", "program_for"]
+
+_WRAPPERS = frozenset({"detach", "leaf", "custom"})
+# Numbers that rules of `simplify` know, or that kernels fold into their instructions: written into
+# the kernel. All others are runtime scalars.
+_LITERAL = frozenset({0, 1, -1, 2, 0.5})
+_MAX_PROGRAMS = 1024
+
+_programs: OrderedDict[object, Program] = OrderedDict()
+_lock = threading.RLock()
+
+
+def _in_memory(node: Node) -> bool:
+    return node.value is not None
+
+
+class Canonical:
+    """A graph's structure: `key`, and what differs from one graph of that structure to the next.
+
+    Attributes:
+        key: equal for graphs that one program can compute.
+        leaves: nodes in memory, in the order of the program's inputs.
+        params: runtime scalars, as raw words.
+        order: the graph's nodes, inputs first.
+        numbers: id of node -> its number in the key.
+    """
+
+    __slots__ = ("key", "leaves", "numbers", "order", "params", "roots")
+
+    def __init__(self, roots: Sequence[Node]) -> None:
+        self.roots = list(roots)
+        self.order = toposort(roots, stop=_in_memory)
+        self.leaves: list[Node] = []
+        self.params: list[int] = []
+        numbers: dict[int, int] = {}
+        key: list[Any] = []
+        for node in self.order:
+            op = node.op
+            if node.value is not None or op is INPUT:
+                self.leaves.append(node)
+                key.append((node.dtype.name, node.shape))
+            elif op.name in _WRAPPERS:
+                numbers[id(node)] = numbers[id(node.inputs[0])]
+                continue
+            elif op is CONSTANT:
+                value = node.attrs["value"]
+                if value in _LITERAL or value != value or isinstance(value, bool):
+                    key.append(("=", repr(value), node.dtype.name, node.shape))
+                else:
+                    self.params.append(_word(value, node))
+                    key.append(("?", node.dtype.name, node.shape))
+            elif node.attrs:
+                key.append((op.name, *[numbers[id(x)] for x in node.inputs],
+                            tuple(node.attrs.items())))
+            else:
+                key.append((op.name, *[numbers[id(x)] for x in node.inputs]))
+            numbers[id(node)] = len(numbers)
+        key.append(tuple([numbers[id(r)] for r in roots]))
+        self.numbers = numbers
+        self.key = tuple(key)
+
+    def graph(self) -> tuple[list[Node], list[Node]]:
+        """(roots, inputs): the same graph over `input` leaves and runtime scalars, sharing no
+        node with the user's graph, so that a cached program keeps nothing alive."""
+        new: dict[int, Node] = {}
+        inputs: list[Node] = []
+        params = 0
+        where, enabled = STATE.where, STATE.grad_enabled
+        STATE.grad_enabled = False
+        try:
+            for node in self.order:
+                STATE.where = node.where
+                op = node.op
+                if node.value is not None or op is INPUT:
+                    made = INPUT(index=len(inputs), shape=node.shape, dtype=node.dtype)
+                    inputs.append(made)
+                elif op.name in _WRAPPERS:
+                    made = new[id(node.inputs[0])]
+                elif op is CONSTANT:
+                    value = node.attrs["value"]
+                    if not (value in _LITERAL or value != value or isinstance(value, bool)):
+                        value = Param(params)
+                        params += 1
+                    made = CONSTANT(value=value, shape=node.shape, dtype=node.dtype)
+                else:
+                    made = op(*[new[id(x)] for x in node.inputs], **node.attrs)
+                new[id(node)] = made
+        finally:
+            STATE.where, STATE.grad_enabled = where, enabled
+        return [new[id(r)] for r in self.roots], inputs
+
+
+def canonical(roots: Sequence[Node]) -> Canonical:
+    """The structure of the graph under `roots`."""
+    return Canonical(roots)
+
+
+def _word(value: Any, node: Node) -> int:
+    return float_bits(float(value)) if node.dtype.kind == "f" else int(value)
+
+
+def program_for(graph: Canonical) -> Program:
+    """The program of a structure, compiled at first use; shapes are not compiled in."""
+    key = (graph.key, get_num_threads())
+    with _lock:
+        program = _programs.get(key)
+        if program is not None:
+            return program
+        roots, inputs = graph.graph()
+        compiled = compile_graph(roots, inputs, host_target(), specialize=False)
+        program = Program(compiled, [(r.shape, r.dtype) for r in roots], len(graph.params))
+        _programs[key] = program
+        if len(_programs) > _MAX_PROGRAMS:
+            _programs.popitem(last=False)
+        return program
+
+
+def cached_programs() -> int:
+    """Number of programs in memory."""
+    return len(_programs)
+
+
+def evaluate(roots: Sequence[Node]) -> None:
+    """Compute `value` of each root.
+
+    Raises:
+        IndexingError: an index read from data was out of range.
+        CompileError: a defect of the compiler.
+    """
+    if setting("GOSSAMER_REFERENCE"):
+        for node, array in zip(roots, reference.evaluate(list(roots)), strict=True):
+            node.value = Data.from_array(array.astype(node.dtype.numpy), node.dtype)
+        return
+    graph = Canonical(roots)
+    program = program_for(graph)
+    values = program.run([leaf.value for leaf in graph.leaves], graph.params)
+    for node, value in zip(roots, values, strict=True):
+        node.value = value

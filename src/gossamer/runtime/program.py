@@ -1,0 +1,132 @@
+"""A compiled graph that can be run on data. Layer 3.
+
+The one idea: the compiler numbers buffers; here numbers become memory. Inputs and outputs are
+buffers of their own, all temporaries lie in one arena, and a run is one native call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from gossamer.compile.calls import BufferRef, Call, Word
+from gossamer.compile.gemm import Target
+from gossamer.compile.pipeline import Compiled
+from gossamer.core.dtype import DType
+from gossamer.core.errors import IndexingError
+from gossamer.ir.node import Node, Shape, type_text, user_line
+from gossamer.runtime.buffer import Buffer, allocate
+from gossamer.runtime.data import Data
+from gossamer.runtime.device import host
+from gossamer.runtime.execute import Executable
+from gossamer.runtime.threads import get_num_threads
+
+__all__ = ["Program", "host_target"]
+
+
+def host_target() -> Target:
+    """This machine, as the compiler sees it."""
+    h = host()
+    return Target(h.vector_bytes, h.features, h.l1_bytes, h.l2_bytes, get_num_threads())
+
+
+class Program:
+    """A compiled graph, laid out for running.
+
+    Args:
+        compiled: what the compiler made.
+        types: shape and dtype of each root.
+        params: number of runtime scalars.
+        keep_arena: hold on to the memory of temporaries between runs (compiled functions).
+    """
+
+    def __init__(self, compiled: Compiled, types: Sequence[tuple[Shape, DType]], params: int = 0,
+                 keep_arena: bool = False) -> None:
+        self.compiled = compiled
+        self.types = list(types)
+        self.inputs = compiled.inputs
+        checked = [b for b, _ in compiled.checks]
+        made = dict.fromkeys(b for b in [*compiled.outputs, *checked] if b >= compiled.inputs)
+        self.made = list(made)  # computed buffers that a run hands out
+        place = {b: compiled.inputs + i for i, b in enumerate(self.made)}
+        self.arena_number = compiled.inputs + len(self.made)
+        calls = [_renumbered(c, compiled.inputs, place, compiled.arena.offsets, self.arena_number)
+                 for c in compiled.calls]
+        self.place = place
+        self.arena_bytes = compiled.arena.nbytes
+        self.executable = Executable(calls, self.arena_number + 1, (), params)
+        self.keep_arena = keep_arena
+        self._arena: Buffer | None = None
+
+    def run(self, inputs: Sequence[Data], params: Sequence[int] = (),
+            reuse: dict[int, Buffer] | None = None) -> list[Data]:
+        """Compute the roots.
+
+        Args:
+            inputs: data of each input, of the shapes and dtypes that were compiled for.
+            params: runtime scalars, 64 raw bits each.
+            reuse: root number -> a buffer to write that root's value into (donation).
+
+        Raises:
+            IndexingError: an index was out of range.
+        """
+        compiled = self.compiled
+        buffers: dict[int, Buffer] = {}
+        if reuse:
+            for root, buffer in reuse.items():
+                buffers[compiled.outputs[root]] = buffer
+        pointers = [d.buffer.address for d in inputs]
+        for b in self.made:
+            held = buffers.get(b)
+            if held is None:
+                held = buffers[b] = allocate(compiled.sizes[b])
+            pointers.append(held.address)
+        arena = self._arena
+        if arena is None:
+            arena = allocate(self.arena_bytes)
+            if self.keep_arena:
+                self._arena = arena
+        pointers.append(arena.address)
+        self.executable.run(pointers, params)
+        for b, node in compiled.checks:
+            if buffers[b].as_numpy(np.dtype(np.bool_), ())[()]:
+                raise _out_of_range(node)
+        return [inputs[b] if b < self.inputs and inputs[b].shape == shape
+                else Data(buffers[b] if b >= self.inputs else inputs[b].buffer, shape, dtype)
+                for b, (shape, dtype) in zip(compiled.outputs, self.types, strict=True)]
+
+    def profile(self, inputs: Sequence[Data], params: Sequence[int] = ()) -> list[tuple[str, float]]:
+        """(name, seconds) of each kernel call of one run; the results are thrown away."""
+        buffers = [allocate(self.compiled.sizes[b]) for b in self.made]
+        arena = allocate(self.arena_bytes)
+        pointers = [*(d.buffer.address for d in inputs), *(b.address for b in buffers),
+                    arena.address]
+        return self.executable.profile(pointers, params)
+
+
+def _out_of_range(node: Node) -> IndexingError:
+    file, line = user_line(node)
+    table = node.inputs[0]
+    return IndexingError(
+        f"{node.op.name}: an index into {type_text(table)} is out of range; it must be in "
+        f"[-{table.shape[0]}, {table.shape[0]}). Made at {file}:{line}. Check the indices (token "
+        "ids, labels) against the size of the table.")
+
+
+def _renumbered(call: Call, inputs: int, place: dict[int, int], offsets: dict[int, int],
+                arena: int) -> Call:
+    def word(w: Any) -> Word | tuple[Word, ...]:
+        if isinstance(w, tuple):
+            return tuple(word(x) for x in w)  # type: ignore[misc]
+        if not isinstance(w, BufferRef) or w.index < inputs:
+            return w  # type: ignore[no-any-return]
+        if w.index in place:
+            return BufferRef(place[w.index], w.offset)
+        return BufferRef(arena, offsets[w.index] + w.offset)
+
+    return replace(call, words=tuple(word(w) for w in call.words))
+
+
