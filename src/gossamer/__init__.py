@@ -1,0 +1,19 @@
+"""Gossamer: a deep-learning framework, light enough to see through.
+
+The public API has PyTorch's names and semantics: `import gossamer as gs` where one would import
+torch. This file only gathers; functions live in the module of their family.
+"""
+
+from __future__ import annotations
+
+from gossamer import (
+    autograd as autograd,
+    creation as creation,
+    indexing as indexing,
+    layout as layout,
+    pointwise as pointwise,
+    views as views,
+)
+from gossamer.dispatch import PUBLIC
+
+globals().update(PUBLIC)
