@@ -1,0 +1,99 @@
+"""What the model reads: stories first, then questions, most of what it gets wrong. Layer 7.
+
+Two stages share one stream format. "read" is pretraining: stories and solved questions with every
+token supervised. "answer" supervises the replies only. Between them and later a short quiz on
+training questions sets the tasks' weights: a task that is answered well is asked less often.
+
+Source: weights by loss are the idea of Graves et al. 2017 ("Automated Curriculum Learning").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from random import Random
+from typing import Any
+
+from gossamer.chat.dialogues import draw_dialogue
+from gossamer.chat.evaluate import Score, to_conversation
+from gossamer.chat.narrative import draw_tale
+from gossamer.chat.packing import MakeExample
+from gossamer.chat.task import Task, sample
+from gossamer.chat.tokenizer import Rendered, Tokenizer
+
+__all__ = ["Curriculum", "tokenizer_corpus"]
+
+READ_SHARE = 0.06  # of the budget spent reading; the measurement is in docs/log.md
+_TALE_SHARE = 0.5  # of the examples read
+_DIALOGUE_SHARE = 0.04  # of the examples answered: greetings, who are you, tell me a story
+_FLOOR = 0.15  # weight of a task that is always right, against 1 for one that never is
+_CORPUS_PER_TASK = 1000  # questions a task for the tokenizer: 1 MB of text in all
+
+
+class Curriculum:
+    """Examples for each stage of a run.
+
+    Args:
+        tasks: the tasks to teach.
+        tokenizer: turns them into ids.
+        facts: values for the model's answers about itself (`minutes`, `parameters`).
+        read_share: share of the budget for the first stage.
+    """
+
+    def __init__(
+        self, tasks: Mapping[str, Task], tokenizer: Tokenizer, facts: Mapping[str, str],
+        read_share: float = READ_SHARE,
+    ) -> None:
+        self.tasks, self.tokenizer, self.facts = dict(tasks), tokenizer, dict(facts)
+        self.read_share = read_share
+        self.weights = {name: task.share for name, task in tasks.items()}
+
+    def stage_at(self, progress: float) -> str:
+        """ "read" or "answer", by the elapsed share of the budget."""
+        return "read" if progress < self.read_share else "answer"
+
+    def maker(self, stage: str) -> MakeExample:
+        """A function that draws one example of a stage with the present weights."""
+        names, weights = list(self.weights), list(self.weights.values())
+
+        def answer(rng: Random) -> Rendered:
+            if rng.random() < _DIALOGUE_SHARE:
+                return self.tokenizer.render(draw_dialogue(rng, self.facts))
+            task = self.tasks[rng.choices(names, weights)[0]]
+            return self.tokenizer.render(to_conversation(sample(task, rng)))
+
+        def read(rng: Random) -> Rendered:
+            if rng.random() < _TALE_SHARE:
+                return self.tokenizer.render_document(draw_tale(rng))
+            ids, mask = answer(rng)
+            return ids, [0] + [1] * (len(mask) - 1)
+
+        return read if stage == "read" else answer
+
+    def learn_from(self, scores: Sequence[Score]) -> None:
+        """Set the tasks' weights by a quiz: share * (floor + (1 - floor) * share of errors)."""
+        for score in scores:
+            errors = 1.0 - score.accuracy
+            share = self.tasks[score.task].share
+            self.weights[score.task] = share * (_FLOOR + (1.0 - _FLOOR) * errors)
+
+    def state(self) -> dict[str, Any]:
+        """The weights, for a checkpoint."""
+        return {"weights": dict(self.weights)}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take the weights of a checkpoint."""
+        self.weights = {name: float(state["weights"][name]) for name in self.tasks}
+
+
+def tokenizer_corpus(tasks: Mapping[str, Task], seed: int = 0) -> list[str]:
+    """Text to train the tokenizer on: training questions with replies, dialogues and tales."""
+    rng = Random(f"tokenizer:{seed}")
+    texts = []
+    for task in tasks.values():
+        for _ in range(_CORPUS_PER_TASK):
+            question = sample(task, rng)
+            texts += [question.text, question.answer]
+    for _ in range(_CORPUS_PER_TASK):
+        texts.append(draw_tale(rng))
+        texts += [turn["content"] for turn in draw_dialogue(rng, {})]
+    return texts

@@ -1,0 +1,190 @@
+"""Talk to a model in the terminal. Layer 7.
+
+The reply streams as it is decoded; characters of several bytes appear when they are whole. The
+conversation is kept while it fits the context; then its oldest turns are left out, and it says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from rich.console import Console
+
+from gossamer.chat.tokenizer import Message, Tokenizer
+from gossamer.models.gpt import GPT
+
+__all__ = ["ChatSession", "TextStream", "run_chat"]
+
+_REPLY_ROOM = 64  # positions kept free for the reply when old turns are dropped
+HELP = """/temperature N  0 = always the likeliest word (default), up to 2 = wild
+/clear          forget the conversation
+/help           this list
+/quit           leave (also Ctrl-D)"""
+
+
+class TextStream:
+    """Token ids in, text out, never half a character.
+
+    Args:
+        tokenizer: of the model.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._shown = 0
+
+    def push(self, token: int) -> str:
+        """The text that became complete with this token (possibly none)."""
+        self._ids.append(token)
+        text = self._tokenizer.decode(self._ids)
+        if text.endswith("\ufffd"):  # perhaps the first bytes of a longer character
+            return ""
+        return self._advance(text)
+
+    def rest(self) -> str:
+        """What is still held back at the end of a reply."""
+        return self._advance(self._tokenizer.decode(self._ids))
+
+    def _advance(self, text: str) -> str:
+        new, self._shown = text[self._shown :], len(text)
+        return new
+
+
+@dataclass
+class ChatSession:
+    """A conversation with one model.
+
+    Args:
+        model: a trained GPT.
+        tokenizer: its tokenizer.
+        temperature: of the sampling; 0 takes the likeliest token.
+        seed: of the sampling; it grows by one a reply.
+    """
+
+    model: GPT
+    tokenizer: Tokenizer
+    temperature: float = 0.0
+    seed: int = 0
+    messages: list[Message] = field(default_factory=list)
+    dropped: int = field(default=0, init=False)  # turns left out of the last prompt
+
+    def reply(self, text: str) -> Iterator[str]:
+        """Stream the reply to one user turn and remember both.
+
+        Raises:
+            ValueError: the turn alone is longer than the context.
+        """
+        self.messages.append({"role": "user", "content": text})
+        try:
+            prompt = self._prompt()
+        except ValueError:
+            self.messages.pop()
+            raise
+        stream, pieces = TextStream(self.tokenizer), []
+        tokens = self.model.generate(
+            prompt, max_tokens=self.model.config.sequence_len, temperature=self.temperature,
+            seed=self.seed, stop=(self.tokenizer.assistant_end, self.tokenizer.bos),
+        )
+        self.seed += 1
+        try:
+            for token in tokens:
+                pieces.append(stream.push(token))
+                yield pieces[-1]
+            pieces.append(stream.rest())
+            yield pieces[-1]
+        finally:  # also when the caller stops early: what was shown was said
+            self.messages.append({"role": "assistant", "content": "".join(pieces)})
+
+    def _prompt(self) -> list[int]:
+        """Ids of the newest turns that leave room for a reply."""
+        longest = self.model.config.sequence_len - _REPLY_ROOM
+        for first in range(0, len(self.messages), 2):
+            ids = self.tokenizer.render_prompt(self.messages[first:])
+            if len(ids) <= longest or (
+                first == len(self.messages) - 1 and len(ids) < self.model.config.sequence_len
+            ):
+                self.dropped = first
+                return ids
+        raise ValueError(
+            f"the message has {len(ids)} tokens; this model reads at most "
+            f"{self.model.config.sequence_len - 1}. Ask something shorter."
+        )
+
+    def clear(self) -> None:
+        """Forget the conversation."""
+        self.messages.clear()
+
+
+def run_chat(
+    session: ChatSession, console: Console, read_line: Callable[[str], str] = input,
+) -> None:
+    """Read lines and answer them until /quit, Ctrl-D or Ctrl-C at the prompt.
+
+    Args:
+        read_line: shows a prompt and returns a line; raises EOFError at the end.
+    """
+    _say(console, "Ask me something, for example: How many r are in strawberry?   (/help)")
+    while True:
+        try:
+            line = read_line("\nyou > ").strip()
+        except (EOFError, KeyboardInterrupt):
+            _say(console, "")
+            return
+        if not line:
+            continue
+        if line.startswith("/"):
+            if not _command(session, console, line):
+                return
+            continue
+        _answer(session, console, line)
+
+
+def _answer(session: ChatSession, console: Console, line: str) -> None:
+    """Stream one reply; Ctrl-C ends the reply, not the chat."""
+    try:
+        for number, piece in enumerate(session.reply(line)):
+            prefix = "bot > " if number == 0 else ""
+            console.print(prefix + piece, end="", markup=False, highlight=False, soft_wrap=True)
+        if session.dropped:
+            _say(console, f"\n(the {session.dropped} oldest turns no longer fit and were left out)")
+    except KeyboardInterrupt:
+        _say(console, " ...")
+    except ValueError as error:
+        _say(console, str(error))
+    else:
+        _say(console, "")
+
+
+def _command(session: ChatSession, console: Console, line: str) -> bool:
+    """Carry out a /command; False ends the chat."""
+    name, _, argument = line.partition(" ")
+    if name in ("/quit", "/exit", "/q"):
+        return False
+    if name == "/clear":
+        session.clear()
+        _say(console, "The conversation is forgotten.")
+    elif name == "/temperature":
+        _set_temperature(session, console, argument.strip())
+    elif name == "/help":
+        _say(console, HELP)
+    else:
+        _say(console, f"{name}: no such command.\n{HELP}")
+    return True
+
+
+def _set_temperature(session: ChatSession, console: Console, argument: str) -> None:
+    try:
+        value = float(argument) if argument else session.temperature
+    except ValueError:
+        value = -1.0
+    if not 0.0 <= value <= 2.0:
+        _say(console, f"/temperature {argument}: it must be a number from 0 to 2.")
+        return
+    session.temperature = value
+    _say(console, f"temperature {value:g}")
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

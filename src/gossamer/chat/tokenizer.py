@@ -1,0 +1,196 @@
+"""Byte-level byte-pair tokenizer of a chat model, and how a conversation becomes ids. Layer 7.
+
+Trained with Hugging Face `tokenizers` and kept in one `tokenizer.json`. Digits are single tokens,
+so that columns line up for arithmetic, and special tokens come only from `render`: text that spells
+one out is encoded as the characters it is made of. A rendered conversation has a mask that is 1
+exactly on what the assistant must produce (its words and its end token).
+
+Source: the split pattern is GPT-4's with one digit a piece; an apostrophe belongs to a contraction
+only where the word ends there (so `'scatter'` is not `'s` + `catter`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TypedDict
+
+import numpy as np
+from tokenizers import Regex, Tokenizer as Backend
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel, PreTokenizer, Sequence as Chain, Split
+from tokenizers.trainers import BpeTrainer
+
+from gossamer.core.errors import CheckpointError
+
+__all__ = ["SPECIALS", "SPLIT_PATTERN", "Message", "Rendered", "Tokenizer"]
+
+SPLIT_PATTERN = (
+    r"'(?i:[sdmt]|ll|ve|re)(?!\p{L})|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+SPECIALS = (
+    "<|bos|>", "<|user_start|>", "<|user_end|>", "<|assistant_start|>", "<|assistant_end|>",
+    "<|python_start|>", "<|python_end|>", "<|output_start|>", "<|output_end|>",
+)
+_SMALLEST_VOCABULARY = 256 + len(SPECIALS)
+
+
+class Message(TypedDict):
+    """One turn: `role` is "user" or "assistant"."""
+
+    role: str
+    content: str
+
+
+Rendered = tuple[list[int], list[int]]  # token ids and their mask (1 = supervised)
+
+
+class Tokenizer:
+    """Text to token ids and back.
+
+    Args:
+        backend: a trained `tokenizers.Tokenizer` that has every token of SPECIALS.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        missing = [s for s in SPECIALS if backend.token_to_id(s) is None]
+        if missing:
+            raise CheckpointError(
+                f"Tokenizer: the vocabulary lacks {', '.join(missing)}; a chat model needs all "
+                f"{len(SPECIALS)} special tokens. Use the tokenizer.json beside the checkpoint."
+            )
+        backend.encode_special_tokens = True  # text never becomes a special token
+        self._backend = backend
+        special: dict[str, int] = {s: backend.token_to_id(s) for s in SPECIALS}
+        self.bos = special["<|bos|>"]
+        self.user_start, self.user_end = special["<|user_start|>"], special["<|user_end|>"]
+        self.assistant_start = special["<|assistant_start|>"]
+        self.assistant_end = special["<|assistant_end|>"]
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int = 1024) -> Tokenizer:
+        """Learn the merges that shorten `texts` most.
+
+        Args:
+            texts: training text; words and digits are counted, order does not matter.
+            vocab_size: tokens in all, at least 265 (256 bytes and the special tokens).
+
+        Raises:
+            ValueError: the vocabulary is too small to hold the bytes.
+
+        Cost: about 0.5 s for 2 MB of text.
+        """
+        if vocab_size < _SMALLEST_VOCABULARY:
+            raise ValueError(
+                f"Tokenizer.train(vocab_size={vocab_size}): the {256} bytes and {len(SPECIALS)} "
+                f"special tokens need {_SMALLEST_VOCABULARY}; ask for that many or more."
+            )
+        backend = Backend(BPE())
+        backend.pre_tokenizer = _pre_tokenizer()
+        backend.decoder = ByteLevelDecoder()
+        trainer = BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=list(SPECIALS),
+            initial_alphabet=sorted(ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        backend.train_from_iterator(texts, trainer)
+        return cls(backend)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Tokenizer:
+        """Read a `tokenizer.json`.
+
+        Raises:
+            CheckpointError: the file is missing, damaged or not a chat tokenizer.
+        """
+        try:
+            return cls(Backend.from_str(Path(path).read_text(encoding="utf-8")))
+        except CheckpointError:
+            raise
+        except Exception as error:  # `tokenizers` raises bare Exception for damaged files
+            raise CheckpointError(
+                f"Tokenizer.load({str(path)!r}): {error}; the file must be a tokenizer.json as "
+                "`save` wrote it. Take it from another checkpoint of the same run."
+            ) from None
+
+    def save(self, path: str | Path) -> None:
+        """Write `tokenizer.json`."""
+        Path(path).write_text(self._backend.to_str(), encoding="utf-8")
+
+    def to_json(self) -> str:
+        """The whole tokenizer as the text of a `tokenizer.json`."""
+        return self._backend.to_str()
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, the special ones included."""
+        return self._backend.get_vocab_size()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text; never a special token, whatever the text says."""
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids; special tokens show as their names, broken UTF-8 as U+FFFD."""
+        return self._backend.decode(list(ids), skip_special_tokens=False)
+
+    @cached_property
+    def bytes_per_token(self) -> np.ndarray:
+        """(V,) int64: how many bytes of text each id stands for; 0 for the special tokens."""
+        sizes = np.zeros(self.vocab_size, np.int64)
+        for token, index in self._backend.get_vocab().items():
+            # Byte-level tokens are written with one printable character a byte.
+            sizes[index] = 0 if token in SPECIALS else len(token)
+        return sizes
+
+    def render(self, conversation: Sequence[Message]) -> Rendered:
+        """Ids and mask of a whole conversation.
+
+        Args:
+            conversation: turns that begin with the user's and alternate.
+
+        Returns:
+            Ids, and a mask of the same length: 1 on the assistant's words and its end token.
+
+        Raises:
+            ValueError: an unknown role, or two turns in a row by the same one.
+
+        >>> ids, mask = Tokenizer.train(["hi there"], 265).render(
+        ...     [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}])
+        >>> mask
+        [0, 0, 0, 0, 0, 0, 1, 1, 1]
+        """
+        ids, mask = [self.bos], [0]
+        for turn, message in enumerate(conversation):
+            expected = "assistant" if turn % 2 else "user"
+            if message["role"] != expected:
+                raise ValueError(
+                    f"render: turn {turn} has role {message['role']!r}; turns alternate and begin "
+                    f"with the user, so it must be {expected!r}. Merge or reorder the turns."
+                )
+            body = self.encode(message["content"])
+            if turn % 2:
+                ids += [self.assistant_start, *body, self.assistant_end]
+                mask += [0] + [1] * (len(body) + 1)
+            else:
+                ids += [self.user_start, *body, self.user_end]
+                mask += [0] * (len(body) + 2)
+        return ids, mask
+
+    def render_prompt(self, conversation: Sequence[Message]) -> list[int]:
+        """Ids of a conversation that ends with the user, ready for the assistant to go on."""
+        return [*self.render(conversation)[0], self.assistant_start]
+
+    def render_document(self, text: str) -> Rendered:
+        """Ids and mask of plain text to read in pretraining: all of it supervised but the start."""
+        body = self.encode(text)
+        return [self.bos, *body], [0] + [1] * len(body)
+
+
+def _pre_tokenizer() -> PreTokenizer:
+    split = Split(Regex(SPLIT_PATTERN), behavior="isolated")
+    return Chain([split, ByteLevel(add_prefix_space=False, use_regex=False)])

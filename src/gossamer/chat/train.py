@@ -1,0 +1,335 @@
+"""The training loop: one compiled step, a budget of seconds, exact resume. Layer 7.
+
+A step is forward, backward, clipping and the optimizers, traced once into one native program; the
+learning rates are runtime scalars. Batches are made in a thread meanwhile. The clock alone drives
+stages and learning rates, so a run ends in time on any machine; with the same clock readings it is
+the same run bit for bit, whether interrupted or not.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import gossamer as gs
+from gossamer.chat.checkpoint import Checkpoint, latest, save
+from gossamer.chat.curriculum import Curriculum
+from gossamer.chat.evaluate import evaluate, mean_score, question_set
+from gossamer.chat.packing import Batch, Packer, Prefetcher
+from gossamer.chat.progress import Display, StepInfo
+from gossamer.chat.schedule import Schedule, Stopwatch
+from gossamer.chat.tokenizer import Tokenizer
+from gossamer.core.errors import GossamerError
+from gossamer.models.gpt import GPT
+
+__all__ = ["History", "Interrupted", "Trainer", "TrainingDiverged", "TrainSettings"]
+
+_SMOOTHING = 0.9  # of the loss shown
+_RATE_STEPS = 20  # steps over which tokens/s are measured
+_QUIZ_QUESTIONS = 24  # a task; standard error 10 %, enough to weigh the tasks
+
+
+class TrainingDiverged(GossamerError, RuntimeError):
+    """The loss is no longer a finite number."""
+
+
+class Interrupted(GossamerError):
+    """Ctrl-C: the run was saved and can be resumed."""
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How to train.
+
+    Args:
+        seconds: budget of training, compile time of the step included.
+        batch_size: rows of `sequence_len` tokens a step.
+        optimizer: "muon" for the blocks' matrices (AdamW for the rest), or "adamw" for all.
+        matrix_lr: of the blocks' matrices; None = the optimizer's own default below.
+        embedding_lr: of the token embedding.
+        head_lr: of the output head.
+        weight_decay: of the blocks' matrices.
+        clip: largest norm of all gradients; 0 = none.
+        schedule: shape of the learning rates.
+        checkpoint_seconds: between checkpoints.
+        quizzes: how often in the run the tasks' weights are set anew.
+        lr_scale: factor on every learning rate.
+        max_steps: stop after so many steps (tests); 0 = by the clock alone.
+        seed: of weights and data.
+    """
+
+    seconds: float = 510.0
+    batch_size: int = 16
+    optimizer: str = "muon"
+    matrix_lr: float | None = None
+    embedding_lr: float = 0.3
+    head_lr: float = 0.01
+    weight_decay: float = 0.0
+    clip: float = 0.0
+    schedule: Schedule = field(default_factory=Schedule)
+    checkpoint_seconds: float = 60.0
+    quizzes: int = 10
+    lr_scale: float = 1.0
+    max_steps: int = 0
+    seed: int = 0
+
+
+# Learning rate of the blocks' matrices and, for AdamW, the factor on the other two.
+_MATRIX_LR = {"muon": 0.02, "adamw": 0.003}
+_ADAMW_BETAS = (0.8, 0.97)  # of embedding and head: short memories for about a thousand steps
+
+
+@dataclass
+class History:
+    """Curves of a run, as plain lists for JSON.
+
+    Args:
+        steps: [step, seconds, loss] per step.
+        quizzes: [step, seconds, mean accuracy, {task: accuracy}] per quiz.
+        tokens: tokens trained on.
+        split: examples longer than a row, cut in pieces.
+        padding: positions that held no example.
+    """
+
+    steps: list[list[float]] = field(default_factory=list)
+    quizzes: list[list[Any]] = field(default_factory=list)
+    tokens: int = 0
+    split: int = 0
+    padding: int = 0
+
+
+class Trainer:
+    """Trains a model until its budget is spent.
+
+    Args:
+        model: trained in place.
+        curriculum: what it reads; it holds the tokenizer.
+        settings: how.
+        folder: of the run; checkpoints go into its `checkpoints`.
+        display: shows progress.
+        clock: a monotonic clock in seconds; tests pass their own.
+
+    Raises:
+        ValueError: an unknown optimizer.
+    """
+
+    def __init__(
+        self, model: GPT, curriculum: Curriculum, settings: TrainSettings, folder: Path,
+        display: Display | None = None, clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.model, self.curriculum = model, curriculum
+        self.settings, self.folder = settings, folder
+        self.display = display or Display()
+        self.history = History()
+        self.step = 0
+        self.optimizers = build_optimizers(model, settings)
+        self._base_lrs = [[g["lr"] for g in o.param_groups] for o in self.optimizers]
+        self._clock = clock
+        self.seconds_before = 0.0  # of training before this process
+        self._packer_state: dict[str, Any] | None = None
+        self._recent: deque[tuple[float, int]] = deque(maxlen=_RATE_STEPS)
+        self._interrupted = threading.Event()
+        self._compiled: Callable[[gs.Tensor, gs.Tensor], gs.Tensor] = gs.compile(self._train_step)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The curriculum's tokenizer."""
+        return self.curriculum.tokenizer
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint of this run; `checkpoint.model` must be this trainer's model."""
+        checkpoint.restore_optimizers(self.optimizers)
+        state = checkpoint.state
+        self.step, self.seconds_before = state["step"], state["seconds"]
+        self._packer_state = state["data"]
+        self.curriculum.load_state(state["curriculum"])
+        self.history = History(**state["history"])
+
+    def run(self) -> History:
+        """Train until the budget is spent, then save a last checkpoint.
+
+        Raises:
+            Interrupted: Ctrl-C was pressed; a checkpoint was saved.
+            TrainingDiverged: the loss became infinite or not a number.
+            CheckpointError: a checkpoint could not be written.
+        """
+        watch = Stopwatch(self.seconds_before, self._clock)
+        packer = self._make_packer()
+        stage = self.curriculum.stage_at(watch.seconds() / self.settings.seconds)
+        packer.make = self.curriculum.maker(stage)
+        last_save = watch.seconds()
+        self.model.train()
+        with Prefetcher(packer) as batches, self.display, self._watch_interrupt():
+            while self._time_left(watch):
+                progress = watch.seconds() / self.settings.seconds
+                if self._quiz_due(progress):
+                    self._quiz(watch)
+                    stage = ""  # the weights changed: draw from a new maker
+                if stage != (stage := self.curriculum.stage_at(progress)):
+                    batches.switch(self.curriculum.maker(stage))
+                self._one_step(batches.next(), progress, watch, stage)
+                if self._interrupted.is_set():
+                    self._stop(batches, watch)
+                if watch.seconds() - last_save >= self.settings.checkpoint_seconds:
+                    self._save(batches, watch)
+                    last_save = watch.seconds()
+            self._save(batches, watch)
+        self.model.eval()
+        return self.history
+
+    # One step -----------------------------------------------------------------------------------
+
+    def _train_step(self, ids: gs.Tensor, targets: gs.Tensor) -> gs.Tensor:
+        """Forward, backward, clip, update: the function that is compiled as a whole."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        loss = self.model.loss(ids, targets)
+        loss.backward()
+        if self.settings.clip:
+            gs.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        return loss.detach()
+
+    def _one_step(self, batch: Batch, progress: float, watch: Stopwatch, stage: str) -> None:
+        factor = self.settings.lr_scale * self.settings.schedule.factor(self.step, progress)
+        for optimizer, base in zip(self.optimizers, self._base_lrs, strict=True):
+            for group, lr in zip(optimizer.param_groups, base, strict=True):
+                group["lr"] = lr * factor
+        loss = self._compiled(gs.from_numpy(batch.ids), gs.from_numpy(batch.targets)).item()
+        if not math.isfinite(loss):
+            self._fail(loss)
+        self.step += 1
+        seconds = watch.seconds()
+        self.history.steps.append([self.step, round(seconds, 3), loss])
+        self.history.tokens += batch.ids.size
+        self.history.padding += batch.padding
+        self._recent.append((seconds, batch.ids.size))
+        self.display.step(self._info(seconds, stage))
+
+    def _info(self, seconds: float, stage: str) -> StepInfo:
+        smooth, weight = 0.0, 0.0
+        for *_, loss in self.history.steps[-30:]:  # 0.9^30 = 4 %: older ones do not show
+            smooth, weight = _SMOOTHING * smooth + loss, _SMOOTHING * weight + 1.0
+        first, tokens = self._recent[0][0], sum(n for _, n in list(self._recent)[1:])
+        rate = tokens / (seconds - first) if seconds > first else 0.0
+        return StepInfo(self.step, smooth / weight, rate, rate * self.model.estimate_flops(),
+                        seconds, self.settings.seconds, stage)
+
+    def _time_left(self, watch: Stopwatch) -> bool:
+        """Whether one more step, at the pace of the last ones, ends within the budget."""
+        if self.settings.max_steps and self.step >= self.settings.max_steps:
+            return False
+        pace = 0.0
+        if len(self._recent) > 1:
+            pace = (self._recent[-1][0] - self._recent[0][0]) / (len(self._recent) - 1)
+        return watch.seconds() + pace < self.settings.seconds
+
+    # Now and then -------------------------------------------------------------------------------
+
+    def _make_packer(self) -> Packer:
+        packer = Packer(
+            self.curriculum.maker("answer"), pad=self.tokenizer.bos,
+            batch_size=self.settings.batch_size,
+            sequence_len=self.model.config.sequence_len, seed=self.settings.seed,
+        )
+        if self._packer_state is not None:
+            packer.load_state(self._packer_state)
+        return packer
+
+    def _quiz_due(self, progress: float) -> bool:
+        """Quizzes stand at equal distances; the first when a share of the budget has passed."""
+        count = self.settings.quizzes
+        return bool(count) and int(progress * (count + 1)) > len(self.history.quizzes)
+
+    def _quiz(self, watch: Stopwatch) -> None:
+        """Ask questions of the training side; weigh the tasks by the errors."""
+        number = len(self.history.quizzes)
+        questions = question_set(
+            self.curriculum.tasks, _QUIZ_QUESTIONS, seed=1000 + number, held_out=False
+        )
+        self.model.eval()
+        scores = evaluate(self.model, self.tokenizer, questions)
+        self.model.train()
+        self.curriculum.learn_from(scores)
+        by_task = {s.task: round(s.accuracy, 3) for s in scores}
+        mean = mean_score(scores)[0]
+        self.history.quizzes.append([self.step, round(watch.seconds(), 3), mean, by_task])
+        self.display.note(f"quiz at step {self.step}: {mean:.0%} right ("
+                          + ", ".join(f"{k} {v:.0%}" for k, v in by_task.items()) + ")")
+
+    def _save(self, batches: Prefetcher, watch: Stopwatch) -> Path:
+        for name, parameter in self.model.named_parameters():
+            if not bool(gs.isfinite(parameter).all()):
+                self._fail(float("nan"), name)
+        data = batches.state()
+        self.history.split = data["split"]
+        state = {
+            "step": self.step, "seconds": watch.seconds(), "data": data,
+            "curriculum": self.curriculum.state(), "history": vars(self.history),
+        }
+        return save(self.folder / "checkpoints", self.model, self.tokenizer, self.optimizers, state)
+
+    def _stop(self, batches: Prefetcher, watch: Stopwatch) -> None:
+        folder = self._save(batches, watch)
+        raise Interrupted(
+            f"stopped at step {self.step}; everything is saved in {folder}. Go on with "
+            f"`gossamer speedrun --resume {self.folder.name}`, or talk to the model as it is with "
+            f"`gossamer chat {self.folder.name}`."
+        )
+
+    def _fail(self, loss: float, parameter: str = "") -> None:
+        good = latest(self.folder)
+        what = f"parameter {parameter} is not finite" if parameter else f"the loss is {loss}"
+        kept = f"The last good checkpoint is {good}" if good else "There is no checkpoint yet"
+        raise TrainingDiverged(
+            f"training stopped at step {self.step + 1}: {what}. {kept}. Try a lower learning rate "
+            "(--lr-scale 0.5), clipping (--clip 1.0), or another --seed."
+        )
+
+    @contextmanager
+    def _watch_interrupt(self) -> Iterator[None]:
+        """Let Ctrl-C finish the running step first; a second one stops at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def handle(signum: int, frame: FrameType | None) -> None:
+            if self._interrupted.is_set():
+                raise KeyboardInterrupt
+            self._interrupted.set()
+            self.display.note("stopping after this step; Ctrl-C again stops without saving")
+
+        previous = signal.signal(signal.SIGINT, handle)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, previous)
+
+
+def build_optimizers(model: GPT, settings: TrainSettings) -> list[gs.optim.Optimizer]:
+    """Muon on the blocks' matrices and AdamW on embedding and head, or AdamW on everything."""
+    if settings.optimizer not in _MATRIX_LR:
+        raise ValueError(
+            f"optimizer={settings.optimizer!r}: it must be one of {', '.join(_MATRIX_LR)}."
+        )
+    matrices = model.matrix_parameters()
+    matrix_lr = settings.matrix_lr or _MATRIX_LR[settings.optimizer]
+    tables = [
+        {"params": [model.wte.weight], "lr": settings.embedding_lr},
+        {"params": [model.head.weight], "lr": settings.head_lr},
+    ]
+    adamw = gs.optim.AdamW(tables, betas=_ADAMW_BETAS, eps=1e-10, weight_decay=0.0)
+    if settings.optimizer == "muon":
+        return [gs.optim.Muon(matrices, lr=matrix_lr, weight_decay=settings.weight_decay), adamw]
+    return [gs.optim.AdamW(matrices, lr=matrix_lr, betas=(0.9, 0.98), eps=1e-10,
+                           weight_decay=settings.weight_decay), adamw]

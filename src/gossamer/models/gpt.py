@@ -1,0 +1,324 @@
+"""A GPT for chat: tokens in, the next token's scores out. Layer 6.
+
+One idea a line: rotary positions, queries and keys of norm one (QK norm), a squared-relu
+feed-forward, norms without gains, no biases, an output head of its own whose rows are padded to a
+multiple of 64, and projections into the residual stream that start at zero, so that the network
+starts as the identity. Optional grouped queries (fewer key and value heads than query heads).
+
+Source: Vaswani et al. 2017; Su et al. 2021 (rotary); Henry et al. 2020 (QK norm); So et al. 2021
+(squared relu); Ainslie et al. 2023 (grouped queries); the recipe is nanochat's, written anew.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import gossamer as gs
+from gossamer import nn
+from gossamer.nn import functional as F
+
+__all__ = ["GPT", "GPTConfig", "KVCache", "sample_token"]
+
+HEAD_MULTIPLE = 64  # rows of the output head: whole tiles for the matmul
+ROTARY_BASE = 10_000.0  # Su et al. 2021; enough for contexts of a few thousand tokens
+SHARPNESS = 1.2  # queries and keys have norm one a component; nanochat's measured best factor
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """Sizes of a GPT.
+
+    Args:
+        vocab_size: tokens of the tokenizer (V).
+        n_layer: blocks.
+        n_head: query heads (H); n_embd must be a multiple of it, and a head even.
+        n_kv_head: key and value heads; it divides n_head. 0 = as many as query heads.
+        n_embd: width of the residual stream (D).
+        sequence_len: the longest context (T).
+    """
+
+    vocab_size: int = 1024
+    n_layer: int = 4
+    n_head: int = 4
+    n_kv_head: int = 0
+    n_embd: int = 128
+    sequence_len: int = 256
+
+    def __post_init__(self) -> None:
+        if self.n_embd % (2 * self.n_head):
+            raise ValueError(
+                f"GPTConfig(n_embd={self.n_embd}, n_head={self.n_head}): rotary positions turn "
+                "pairs, so n_embd must be a multiple of 2 * n_head. Change one of them."
+            )
+        if self.n_head % self.kv_heads:
+            raise ValueError(
+                f"GPTConfig(n_head={self.n_head}, n_kv_head={self.n_kv_head}): every key head "
+                "serves equally many query heads; n_kv_head must divide n_head."
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head (K)."""
+        return self.n_embd // self.n_head
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of key and value heads."""
+        return self.n_kv_head or self.n_head
+
+    @property
+    def padded_vocab(self) -> int:
+        """Rows of the output head."""
+        return -(-self.vocab_size // HEAD_MULTIPLE) * HEAD_MULTIPLE
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, for config.json."""
+        return asdict(self)
+
+
+class KVCache:
+    """Keys and values of the positions seen so far, one pair of buffers a layer.
+
+    Args:
+        config: sizes of the model.
+        batch: rows decoded together (B).
+    """
+
+    def __init__(self, config: GPTConfig, batch: int = 1) -> None:
+        shape = (batch, config.kv_heads, config.sequence_len, config.head_dim)
+        self.length = 0  # positions filled
+        self.keys = [gs.zeros(shape) for _ in range(config.n_layer)]
+        self.values = [gs.zeros(shape) for _ in range(config.n_layer)]
+
+    def extend(self, layer: int, k: gs.Tensor, v: gs.Tensor) -> tuple[gs.Tensor, gs.Tensor]:
+        """Write (B, H, T, K) keys and values after the filled part; return all of them so far."""
+        end = self.length + k.shape[2]
+        self.keys[layer][:, :, self.length : end] = k
+        self.values[layer][:, :, self.length : end] = v
+        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+
+
+def norm(x: gs.Tensor) -> gs.Tensor:
+    """x / rms(x) over the last dimension, without a gain."""
+    return F.rms_norm(x, (x.shape[-1],))
+
+
+def rotate(x: gs.Tensor, cos: gs.Tensor, sin: gs.Tensor) -> gs.Tensor:
+    """Turn each pair (x[i], x[i + K/2]) by its position's angle: (B, H, T, K) -> the same."""
+    half = x.shape[-1] // 2
+    a, b = x[..., :half], x[..., half:]
+    return gs.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+
+
+class Attention(nn.Module):
+    """Causal self-attention with rotary positions and normalised queries and keys."""
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.config, self.layer = config, layer
+        kv_width = config.kv_heads * config.head_dim
+        self.q = nn.Linear(config.n_embd, config.n_embd, bias=False)
+        self.k = nn.Linear(config.n_embd, kv_width, bias=False)
+        self.v = nn.Linear(config.n_embd, kv_width, bias=False)
+        self.proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
+
+    def forward(
+        self, x: gs.Tensor, cos: gs.Tensor, sin: gs.Tensor, cache: KVCache | None
+    ) -> gs.Tensor:
+        B, T, D = x.shape
+        K = self.config.head_dim
+        q = self.q(x).view(B, T, -1, K).transpose(1, 2)  # (B, H, T, K)
+        k = self.k(x).view(B, T, -1, K).transpose(1, 2)  # (B, H_kv, T, K)
+        v = self.v(x).view(B, T, -1, K).transpose(1, 2)
+        q = norm(rotate(q, cos, sin)) * SHARPNESS
+        k = norm(rotate(k, cos, sin)) * SHARPNESS
+        past, mask = 0, None
+        if cache is not None:
+            past = cache.length
+            k, v = cache.extend(self.layer, k, v)
+            if past and T > 1:  # row i sees the past and the new positions up to its own
+                mask = gs.arange(past + T)[None, :] <= gs.arange(past, past + T)[:, None]
+        y = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=past == 0 and T > 1,
+            enable_gqa=self.config.kv_heads != self.config.n_head,
+        )
+        return self.proj(y.transpose(1, 2).reshape(B, T, D))
+
+
+class FeedForward(nn.Module):
+    """D -> 4 D -> D with relu(x)²."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=False)
+        self.proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=False)
+
+    def forward(self, x: gs.Tensor) -> gs.Tensor:
+        return self.proj(F.relu(self.fc(x)).square())
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + feed_forward(norm(x))."""
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.attn = Attention(config, layer)
+        self.mlp = FeedForward(config)
+
+    def forward(
+        self, x: gs.Tensor, cos: gs.Tensor, sin: gs.Tensor, cache: KVCache | None
+    ) -> gs.Tensor:
+        x = x + self.attn(norm(x), cos, sin, cache)
+        return x + self.mlp(norm(x))
+
+
+class GPT(nn.Module):
+    """The language model.
+
+    Args:
+        config: its sizes.
+
+    >>> model = GPT(GPTConfig(vocab_size=65, n_layer=1, n_head=2, n_embd=16, sequence_len=8))
+    >>> tuple(model(gs.zeros(1, 4, dtype=gs.int64)).shape)
+    (1, 4, 65)
+    """
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.blocks = nn.ModuleList([Block(config, i) for i in range(config.n_layer)])
+        self.head = nn.Linear(config.n_embd, config.padded_vocab, bias=False)
+        angles = _rotary_angles(config)  # (T, K/2)
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin(), persistent=False)
+        self._initialise()
+
+    @gs.no_grad()
+    def _initialise(self) -> None:
+        """Uniform inputs of deviation 1/sqrt(D); zero outputs, so each block starts as identity."""
+        nn.init.normal_(self.wte.weight, std=0.8)
+        nn.init.normal_(self.head.weight, std=0.001)
+        bound = math.sqrt(3.0 / self.config.n_embd)  # uniform on +-sqrt(3) s has deviation s
+        for block in self.blocks:
+            for linear in (block.attn.q, block.attn.k, block.attn.v):
+                nn.init.uniform_(linear.weight, -bound, bound)
+            nn.init.uniform_(block.mlp.fc.weight, -0.4 * bound, 0.4 * bound)
+            nn.init.zeros_(block.attn.proj.weight)
+            nn.init.zeros_(block.mlp.proj.weight)
+
+    def forward(self, ids: gs.Tensor, cache: KVCache | None = None) -> gs.Tensor:
+        """Scores of the next token at every position.
+
+        Args:
+            ids: (B, T) int64 token ids.
+            cache: keys and values of earlier positions; `ids` continue them and are added.
+
+        Returns:
+            (B, T, V) float32 scores (logits).
+
+        Raises:
+            ValueError: more positions than the model's context.
+
+        Cost: `flops_per_token / 3` a token without a cache.
+        """
+        T = ids.shape[1]
+        past = cache.length if cache is not None else 0
+        if past + T > self.config.sequence_len:
+            raise ValueError(
+                f"GPT.forward: {past} cached + {T} new positions exceed the context of "
+                f"{self.config.sequence_len}. Drop the oldest tokens and start a new cache."
+            )
+        cos, sin = self.cos[past : past + T], self.sin[past : past + T]  # (T, K/2)
+        x = norm(self.wte(ids))  # (B, T, D)
+        for block in self.blocks:
+            x = block(x, cos, sin, cache)
+        if cache is not None:
+            cache.length = past + T
+        return self.head(norm(x))[..., : self.config.vocab_size]
+
+    def loss(self, ids: gs.Tensor, targets: gs.Tensor) -> gs.Tensor:
+        """Mean cross-entropy in nats over the positions whose target is not -1.
+
+        Args:
+            ids: (B, T) int64.
+            targets: (B, T) int64, -1 where nothing is asked.
+        """
+        logits = self(ids)
+        return F.cross_entropy(
+            logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), ignore_index=-1
+        )
+
+    def matrix_parameters(self) -> list[nn.Parameter]:
+        """The blocks' matrices: what Muon may orthogonalise."""
+        return [p for p in self.blocks.parameters() if p.ndim == 2]
+
+    def count_parameters(self) -> int:
+        """All parameters, the embedding included."""
+        return sum(p.numel() for p in self.parameters())
+
+    def estimate_flops(self) -> int:
+        """FLOPs of training on one token: 6 a matmul parameter, 12 D T a layer for attention.
+
+        Kaplan et al. 2020, with the full T x T product counted as is the custom.
+        """
+        matmul = sum(p.numel() for p in self.matrix_parameters()) + self.head.weight.numel()
+        c = self.config
+        return 6 * matmul + 12 * c.n_layer * c.n_embd * c.sequence_len
+
+    def generate(
+        self, ids: list[int], *, max_tokens: int, temperature: float = 0.0, top_k: int = 0,
+        seed: int = 0, stop: tuple[int, ...] = (),
+    ) -> Iterator[int]:
+        """Yield new tokens one by one, decoding with a key/value cache.
+
+        Args:
+            ids: the prompt; it must be shorter than the context.
+            max_tokens: most tokens to yield; the end of the context ends it sooner.
+            temperature: 0 takes the likeliest token; above, samples from softmax(logits / t).
+            top_k: sample among the k likeliest only; 0 = all.
+            seed: of the sampling.
+            stop: tokens that end the reply; they are not yielded.
+
+        Raises:
+            ValueError: an empty prompt, or one that fills the context.
+        """
+        room = self.config.sequence_len - len(ids)
+        if not ids or room <= 0:
+            raise ValueError(
+                f"generate: the prompt has {len(ids)} tokens; it must have between 1 and "
+                f"{self.config.sequence_len - 1} to leave room for a reply. Shorten it."
+            )
+        rng = gs.Generator().manual_seed(seed)
+        cache = KVCache(self.config)
+        new = ids
+        for _ in range(min(max_tokens, room)):
+            with gs.no_grad():  # entered anew for each token: the caller runs in between
+                logits = self(gs.tensor([new], dtype=gs.int64), cache)[0, -1]
+                token = sample_token(logits, temperature, top_k, rng)
+            if token in stop:
+                return
+            yield token
+            new = [token]
+
+
+def sample_token(logits: gs.Tensor, temperature: float, top_k: int, rng: gs.Generator) -> int:
+    """One token from (V,) logits: the likeliest at temperature 0, else a sample."""
+    if temperature <= 0:
+        return int(logits.argmax().item())
+    if 0 < top_k < logits.shape[0]:
+        values, indices = gs.topk(logits, top_k)
+        choice = gs.multinomial(F.softmax(values / temperature, dim=-1), 1, generator=rng)
+        return int(indices[choice].item())
+    choice = gs.multinomial(F.softmax(logits / temperature, dim=-1), 1, generator=rng)
+    return int(choice.item())
+
+
+def _rotary_angles(config: GPTConfig) -> gs.Tensor:
+    """(T, K/2) float32: position times base^(-2 i / K)."""
+    half = config.head_dim // 2
+    rates = ROTARY_BASE ** (-gs.arange(half, dtype=gs.float32) / half)
+    return gs.arange(config.sequence_len, dtype=gs.float32)[:, None] * rates[None, :]
