@@ -177,48 +177,68 @@ def _map_parallel(function: Callable[[KernelSource], bytes], items: list[KernelS
     return results
 
 
-_machines = threading.local()
+# Idle target machines. They must not be shared while compiling, and never die: LLVM objects that
+# die with a thread take llvmlite's lock at a moment when the process may be forking.
+_machines: dict[device.Host, list[Any]] = {}
 
 
-def _machine(host: device.Host) -> Any:
-    """LLVM's target machine of this thread: they must not be shared while compiling."""
-    held: dict[device.Host, Any] = _machines.__dict__.setdefault("held", {})
-    if host not in held:
-        triple = host.triple + ("-elf" if os.name == "nt" else "")  # MCJIT loads no COFF
-        held[host] = device.llvm().Target.from_triple(triple).create_target_machine(
-            cpu=host.cpu, features=host.feature_string, opt=_CODEGEN_LEVEL, reloc="pic",
-            codemodel="small", jit=True)
-    return held[host]
+@contextlib.contextmanager
+def _machine(host: device.Host) -> Iterator[Any]:
+    """A target machine for this thread alone."""
+    idle = _machines.setdefault(host, [])
+    machine = idle.pop() if idle else _new_machine(host)
+    try:
+        yield machine
+    finally:
+        idle.append(machine)
+
+
+def _new_machine(host: device.Host) -> Any:
+    triple = host.triple + ("-elf" if os.name == "nt" else "")  # llvmlite's JIT loads no COFF
+    return device.llvm().Target.from_triple(triple).create_target_machine(
+        cpu=host.cpu, features=host.feature_string, opt=_CODEGEN_LEVEL, reloc="pic",
+        codemodel="small", jit=True)
 
 
 def _compile(source: KernelSource, exported: str, host: device.Host) -> bytes:
     """One source through LLVM: parse, verify, optimise, generate code."""
     start = time.perf_counter()
-    module, machine = _optimised(source, exported, host)
-    code = _emit(machine, module)
+    with _optimised(source, exported, host) as (module, machine):
+        code = _emit(source, machine, module)
     _report(source, time.perf_counter() - start)
     return code
 
 
-def _optimised(source: KernelSource, exported: str, host: device.Host) -> tuple[Any, Any]:
-    """(module after LLVM's O1 pipeline, target machine); `source.symbol` is its only export."""
-    binding, machine = device.llvm(), _machine(host)
-    try:
-        context = binding.create_context()  # one for each module: contexts are not thread-safe
-        module = binding.parse_assembly(source.text + function_attributes(host), context)
-        module.verify()
-    except RuntimeError as error:
-        raise _failure(source, host, str(error)) from None
-    module.triple = machine.triple
-    module.data_layout = str(machine.target_data)
-    _export_only(source, module, exported, host)
-    options = binding.create_pipeline_tuning_options(speed_level=_SPEED_LEVEL)
-    # Kernels come with explicit vectors: these passes find nothing and double the time.
-    options.loop_vectorization = options.slp_vectorization = options.loop_interleaving = False
-    builder = binding.create_pass_builder(machine, options)
-    passes = builder.getModulePassManager()
-    _unlocked("LLVMPY_RunNewModulePassManager")(passes, module, builder)
-    return module, machine
+@contextlib.contextmanager
+def _optimised(source: KernelSource, exported: str,
+               host: device.Host) -> Iterator[tuple[Any, Any]]:
+    """(module after LLVM's O1 pipeline, target machine); `source.symbol` is its only export.
+
+    The module has a context of its own, since contexts are not thread-safe, and is closed before
+    it: left to the garbage collector they may die in the wrong order, which crashes LLVM.
+    """
+    binding = device.llvm()
+    with contextlib.ExitStack() as stack:
+        machine = stack.enter_context(_machine(host))
+        context = stack.enter_context(binding.create_context())
+        try:
+            module = stack.enter_context(
+                binding.parse_assembly(source.text + function_attributes(host), context))
+            module.verify()
+        except RuntimeError as error:
+            raise _failure(source, host, str(error)) from None
+        module.triple = machine.triple
+        module.data_layout = str(machine.target_data)
+        _export_only(source, module, exported, host)
+        options = stack.enter_context(
+            binding.create_pipeline_tuning_options(speed_level=_SPEED_LEVEL))
+        # Kernels come with explicit vectors: these passes find nothing and double the time.
+        options.loop_vectorization = options.slp_vectorization = False
+        options.loop_interleaving = False
+        builder = stack.enter_context(binding.create_pass_builder(machine, options))
+        passes = stack.enter_context(builder.getModulePassManager())
+        _unlocked("LLVMPY_RunNewModulePassManager")(passes, module, builder)
+        yield module, machine
 
 
 def _export_only(source: KernelSource, module: Any, exported: str, host: device.Host) -> None:
@@ -237,14 +257,13 @@ def _export_only(source: KernelSource, module: Any, exported: str, host: device.
     kernel.linkage = "external"
 
 
-def _emit(machine: Any, module: Any) -> bytes:
+def _emit(source: KernelSource, machine: Any, module: Any) -> bytes:
     """`machine.emit_object(module)`, without llvmlite's lock."""
     binding = device.llvm()
     with binding.ffi.OutputString() as error:
         buffer = _unlocked("LLVMPY_TargetMachineEmitToMemory")(machine, module, 1, error)
         if not buffer:
-            raise CompileError(f"kernel: LLVM generates no code: {error}. This is a defect of "
-                               "Gossamer; set GOSSAMER_DEBUG=3 and report what it prints.")
+            raise _failure(source, device.host(), str(error))
     library = binding.ffi.lib
     try:
         return ctypes.string_at(library.LLVMPY_GetBufferStart(buffer),
@@ -290,13 +309,14 @@ def _failure(source: KernelSource, host: device.Host, reason: str) -> CompileErr
 
 def machine_text(source: KernelSource) -> str:
     """LLVM IR of `source` after optimisation, as `explain` shows it."""
-    return str(_optimised(source, source.symbol, device.host())[0])
+    with _lock, _optimised(source, source.symbol, device.host()) as (module, _):
+        return str(module)
 
 
 def assembly(source: KernelSource) -> str:
     """Assembly of `source` for this host, as `explain` shows it."""
-    module, machine = _optimised(source, source.symbol, device.host())
-    return str(machine.emit_assembly(module))
+    with _lock, _optimised(source, source.symbol, device.host()) as (module, machine):
+        return str(machine.emit_assembly(module))
 
 
 # from object code to addresses ------------------------------------------------------------------
@@ -304,7 +324,7 @@ def assembly(source: KernelSource) -> str:
 def _linker() -> Any:
     """The linker of this process. Never freed: workers may still run its code when Python ends."""
     compiler = device.llvm().create_lljit_compiler(
-        _machine(device.host()), use_jit_link=os.name != "nt", suppress_errors=True)
+        _new_machine(device.host()), use_jit_link=os.name != "nt", suppress_errors=True)
     _immortal(compiler)
     return compiler
 

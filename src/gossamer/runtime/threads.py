@@ -153,7 +153,7 @@ generation = 0
 
 def get_num_threads() -> int:
     """Threads that run a parallel kernel, the calling one included."""
-    return _wanted or device.usable_cores()
+    return _wanted if _wanted > 0 else device.usable_cores()
 
 
 def set_num_threads(threads: int) -> None:
@@ -163,9 +163,9 @@ def set_num_threads(threads: int) -> None:
         ValueError: less than one.
     """
     global _wanted, generation
-    if not isinstance(threads, int) or threads < 1:
-        raise ValueError(f"set_num_threads({threads!r}): the number of threads must be an int of "
-                         "at least 1. Leave it alone for all usable cores.")
+    if threads < 1:
+        raise ValueError(f"set_num_threads({threads!r}): the number of threads must be at "
+                         "least 1. Leave it alone for all usable cores.")
     with _lock:
         if threads != get_num_threads():
             _retire()
