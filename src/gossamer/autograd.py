@@ -127,6 +127,8 @@ def _pull(nodes: Sequence[Node], seeds: Sequence[Node], wrt: Sequence[Node], ord
 
 
 def _accumulate(tensor: Tensor, g: Node, create_graph: bool) -> None:
+    if MODES.tracing is not None:
+        MODES.tracing.read_grad(tensor)
     old = tensor._grad
     if g.dtype is not tensor._node.dtype:
         g = prims.cast(g, tensor._node.dtype)

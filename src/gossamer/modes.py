@@ -31,8 +31,9 @@ class Modes(threading.local):
         inference: inside `inference_mode`.
         device: the device of new tensors (a Device), or None for the CPU.
         tracing: the trace that is being recorded by `compile`, or None. It is told of every write:
-            `tracing.wrote(tensor)` after a storage root's node was replaced, and
-            `tracing.graded(tensor)` after a tensor's `.grad` was set.
+            `tracing.wrote(tensor, old)` after a storage root's node `old` was replaced,
+            `tracing.graded(tensor, grad)` before a tensor's `.grad` is set to `grad`, and
+            `tracing.read_grad(tensor)` before it is read; modules report `entered(module)`.
     """
 
     def __init__(self) -> None:

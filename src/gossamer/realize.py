@@ -49,7 +49,8 @@ def realize(nodes: Sequence[Node]) -> None:
     if not wanted:
         return
     order = toposort(wanted, stop=_has_value)
-    if _unknown(order) is not None:
+    tracing = MODES.tracing is not None and any(n.value is not None for n in order)
+    if tracing or _unknown(order) is not None:
         name, line = user_line(wanted[0])
         raise TraceError(f"reading a value while tracing ({name}:{line}): inside gs.compile or "
                          "gs.vmap the values of the arguments are not known. Use gs.where instead "

@@ -280,7 +280,7 @@ class Tensor:
         if MetaValue.used:
             _mark_meta(node)
         if MODES.tracing is not None:
-            MODES.tracing.wrote(self)
+            MODES.tracing.wrote(self, old)
         elif self._version % _SETTLE_EVERY == 0 and node.value is None:
             settle([node])
 
@@ -437,6 +437,8 @@ class Tensor:
     @property
     def grad(self) -> Tensor | None:
         """The gradient that backward() accumulated here, or None."""
+        if MODES.tracing is not None:
+            MODES.tracing.read_grad(self)
         return self._grad
 
     @grad.setter
@@ -447,9 +449,9 @@ class Tensor:
             if value._node.shape != self._node.shape:
                 raise ShapeError(f"x.grad: x is {type_text(self._node)} and the gradient "
                                  f"{type_text(value._node)}; the shapes must be equal.")
-        self._grad = value
         if MODES.tracing is not None:
-            MODES.tracing.graded(self)
+            MODES.tracing.graded(self, value)
+        self._grad = value
 
     @grad.deleter
     def grad(self) -> None:
@@ -478,11 +480,12 @@ class Tensor:
         leaf = self._leaf
         other = alias(Tensor, value, False)
         if other._base is self or MODES.tracing is not None:
+            old = self._node
             with no_grad():
                 self._node = leaf_node(other._node, self) if leaf else other._node
                 self._version += 1
             if MODES.tracing is not None:
-                MODES.tracing.wrote(self)
+                MODES.tracing.wrote(self, old)
             return
         version = self._version
         self._node, self._base, self._path = other._node, other._base, other._path

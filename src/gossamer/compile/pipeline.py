@@ -15,15 +15,16 @@ from gossamer.compile.calls import Call
 from gossamer.compile.contraction import contraction_calls
 from gossamer.compile.expand import expand
 from gossamer.compile.gemm import Target
-from gossamer.compile.lower import Misfit, Nest, lower_loops
+from gossamer.compile.lower import Nest, lower_loops
 from gossamer.compile.memory import Arena, plan_arena
 from gossamer.compile.prepare import copy, index_checks, prepare
 from gossamer.compile.schedule import Cluster, schedule
 from gossamer.compile.simplify import simplify
 from gossamer.compile.special import SPECIAL, kernel_call
+from gossamer.ir.loop import Kernel
 from gossamer.ir.node import Node, toposort
 
-__all__ = ["Compiled", "compile_graph"]
+__all__ = ["Compiled", "compile_graph", "may_share"]
 
 
 @dataclass
@@ -50,6 +51,7 @@ class Compiled:
     checks: list[tuple[int, Node]]
     clusters: list[Cluster] = field(default_factory=list)
     owners: list[Cluster] = field(default_factory=list)  # the cluster of each call
+    kernels: list[Kernel | None] = field(default_factory=list)  # loops of each call, if it has any
 
 
 def compile_graph(roots: Sequence[Node], inputs: Sequence[Node], target: Target,
@@ -74,17 +76,19 @@ def compile_graph(roots: Sequence[Node], inputs: Sequence[Node], target: Target,
         sizes[buffers[id(node)]] = node.size * node.dtype.itemsize
     calls: list[Call] = []
     owners: list[Cluster] = []
+    kernels: list[Kernel | None] = []
     for cluster in plan.clusters:
-        made = _cluster_calls(cluster, buffers, target, specialize)
+        made, loops = _cluster_calls(cluster, buffers, target, specialize)
         calls += made
         owners += [cluster] * len(made)
+        kernels += [loops] * len(made)
     numbers = [buffers[id(r)] for r in wanted]
     outputs = numbers[:len(graph)]
     kept = set(numbers)
     arena = plan_arena(calls, {b: n for b, n in sizes.items() if b not in kept})
     return Compiled(calls, len(inputs), sizes, outputs, arena,
                     [(b, c.node) for b, c in zip(numbers[len(graph):], checks, strict=True)],
-                    plan.clusters, owners)
+                    plan.clusters, owners, kernels)
 
 
 def _in_memory(root: Node) -> Node:
@@ -98,29 +102,38 @@ def _in_memory(root: Node) -> Node:
 
 
 def _cluster_calls(cluster: Cluster, buffers: dict[int, int], target: Target,
-                   specialize: bool) -> list[Call]:
+                   specialize: bool) -> tuple[list[Call], Kernel | None]:
     if not any(o.size for o in cluster.outputs):
-        return []
+        return [], None
     if cluster.kind == "dot":
-        return contraction_calls(cluster, buffers, target, specialize)[0]
+        return contraction_calls(cluster, buffers, target, specialize)[0], None
     if cluster.kind in SPECIAL:
-        return SPECIAL[cluster.kind](cluster.outputs[0], buffers, target, specialize)
-    try:
-        return [_loops(cluster, cluster.outputs, cluster.reductions, buffers, target, specialize)]
-    except Misfit:
-        return _apart(cluster, buffers, target, specialize)
-
-
-def _loops(cluster: Cluster, outputs: list[Node], reductions: list[Node],
-           buffers: dict[int, int], target: Target, specialize: bool) -> Call:
+        return SPECIAL[cluster.kind](cluster.outputs[0], buffers, target, specialize), None
     name = "+".join(dict.fromkeys(m.op.name for m in cluster.members))[:60]
-    nest = Nest(name, cluster.space, reductions, [(o, buffers[id(o)]) for o in outputs],
-                cluster.rows)
-    return kernel_call(lower_loops(nest, buffers), target, specialize)
+    nest = Nest(name, cluster.space, cluster.reductions,
+                [(o, buffers[id(o)]) for o in cluster.outputs], cluster.rows)
+    kernel = lower_loops(nest, buffers)
+    return [kernel_call(kernel, target, specialize)], kernel
 
 
-def _apart(cluster: Cluster, buffers: dict[int, int], target: Target,
-           specialize: bool) -> list[Call]:
-    raise AssertionError(f"cluster {cluster.reason} of {[m.op.name for m in cluster.members]} "
-                         "does not fit its loops")
+def may_share(compiled: Compiled, root: int, number: int) -> bool:
+    """Whether root number `root` may be written over input `number`, which it replaces.
 
+    So if one elementwise kernel writes it, reads the input at no other element than the one it
+    writes, and nothing later reads the input.
+    """
+    buffer = compiled.outputs[root]
+    if buffer < compiled.inputs or compiled.outputs.count(buffer) > 1:
+        return False
+    if compiled.sizes[buffer] == 0:
+        return False
+    writers = [i for i, c in enumerate(compiled.calls) if buffer in c.writes]
+    readers = [i for i, c in enumerate(compiled.calls) if number in c.reads]
+    if len(writers) != 1 or (readers and max(readers) > writers[0]):
+        return False
+    kernel = compiled.kernels[writers[0]]
+    if kernel is None or kernel.reduced or number in compiled.outputs:
+        return False
+    store = next(s for s in kernel.stores() if s.buffer == buffer)
+    return all(v.data[1] == store.index and v.data[2] is None
+               for v in kernel.values() if v.kind == "load" and v.data[0] == number)

@@ -85,9 +85,12 @@ class Canonical:
         self.numbers = numbers
         self.key = tuple(key)
 
-    def graph(self) -> tuple[list[Node], list[Node]]:
+    def graph(self, literal: bool = False) -> tuple[list[Node], list[Node]]:
         """(roots, inputs): the same graph over `input` leaves and runtime scalars, sharing no
-        node with the user's graph, so that a cached program keeps nothing alive."""
+        node with the user's graph, so that a cached program keeps nothing alive.
+
+        `literal`: numbers stay numbers (compiled functions, whose signature holds them).
+        """
         new: dict[int, Node] = {}
         inputs: list[Node] = []
         params = 0
@@ -104,7 +107,7 @@ class Canonical:
                     made = new[id(node.inputs[0])]
                 elif op is CONSTANT:
                     value = node.attrs["value"]
-                    if not (value in _LITERAL or value != value or isinstance(value, bool)):
+                    if not (literal or value in _LITERAL or value != value or isinstance(value, bool)):
                         value = Param(params)
                         params += 1
                     made = CONSTANT(value=value, shape=node.shape, dtype=node.dtype)
