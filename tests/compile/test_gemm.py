@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -83,8 +85,10 @@ def check(shape: tuple[int, int, int, int, int], layouts: tuple[str, str, str], 
 
 
 EDGES = [(1, 1, 1, 1, 1), (1, 1, 14, 32, 16), (2, 3, 15, 33, 17), (1, 2, 64, 64, 64),
-         (1, 1, 29, 100, 900), (1, 1, 129, 1100, 130), (1, 1, 5, 1000, 3), (1, 1, 300, 10, 40),
-         (3, 1, 6, 7, 8), (1, 1, 1, 50, 300), (1, 1, 50, 1, 300)]
+         (1, 1, 29, 100, 400), (1, 1, 61, 530, 40), (1, 1, 5, 1000, 3), (1, 1, 300, 10, 40),
+         (3, 1, 6, 7, 8), (1, 1, 1, 50, 300), (1, 1, 50, 1, 300), (2, 1, 1, 33, 75),
+         (2, 2, 4, 45, 290), (1, 1, 70, 3, 261), (1, 1, 1, 1, 67)]
+LONG = [(1, 1, 20, 30, 3001), (2, 1, 5, 50, 2600), (1, 1, 1, 9, 9001), (1, 2, 7, 1, 10000)]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -95,6 +99,32 @@ def test_every_pair_of_layouts(shape: tuple[int, int, int, int, int], target: st
     for a in LAYOUTS:
         for b in LAYOUTS:
             check(shape, (a, b, "rows"), as_dtype(dtype), TARGETS[target])
+
+
+@pytest.mark.parametrize("target", ["avx512", "avx2"])
+@pytest.mark.parametrize("shape", LONG, ids=str)
+def test_a_long_sum_is_cut_into_parts(shape: tuple[int, int, int, int, int], target: str) -> None:
+    for a, b, c in [("rows", "rows", "rows"), ("columns", "heads", "steps"),
+                    ("rows", "columns", "columns"), ("steps", "rows", "heads")]:
+        check(shape, (a, b, c), as_dtype("float32"), TARGETS[target], chunk=1)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 200, 300, 70), (1, 1, 40, 40, 5000), (3, 2, 33, 65, 20),
+                                   (1, 1, 1, 700, 500), (1, 1, 5, 300, 400), (1, 1, 700, 3, 9000)])
+def test_results_do_not_depend_on_threads(shape: tuple[int, int, int, int, int]) -> None:
+    """Bit for bit: one thread, many threads' smaller items, and chunks in any order."""
+    b0, b1, m, n, k = shape
+    rng = np.random.default_rng(1)
+    for layouts in (("rows", "rows"), ("columns", "columns")):
+        a, b = (array(rng, s, x, as_dtype("float32"))
+                for s, x in zip(((b0, b1, m, k), (b0, b1, k, n)), layouts, strict=True))
+        results = []
+        for threads, chunk in ((1, None), (2, 1), (7, 1), (64, 3)):
+            c = np.empty((b0, b1, m, n), np.float32)
+            product(a, b, c, replace(AVX512, threads=threads), chunk)
+            results.append(c)
+        for c in results[1:]:
+            assert (c.view(np.int32) == results[0].view(np.int32)).all()
 
 
 @pytest.mark.parametrize("target", TARGETS)

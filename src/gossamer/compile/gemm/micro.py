@@ -52,14 +52,14 @@ class _Kernel:
         return self.f.gep(pointer, elements, self.tile.element)
 
     def prefetch(self) -> None:
-        """C is read and written after the loop: ask for its lines before it."""
-        line = "%in"
+        """C is written after the loop: ask for its lines, to write (1), before it."""
+        line = "%c"
         for i in range(self.rows):
-            line = self.step(line, "%ldi") if i else line
+            line = self.step(line, "%ldc") if i else line
             for j in range(self.vectors):
                 self.f.intrinsic("llvm.prefetch.p0", "void", [
                     ("ptr", self.step(line, str(self.tile.lanes * j))),
-                    ("i32", "0"), ("i32", "3"), ("i32", "1")])
+                    ("i32", "1"), ("i32", "3"), ("i32", "1")])
 
     def bases(self) -> list[str]:
         """Pointers that the loop advances: one, or one for every seven rows of A."""
@@ -98,6 +98,8 @@ class _Kernel:
                 f.line(f"{old[i][j]} = phi {v} [ zeroinitializer, %{before} ], "
                        f"[ {new[i][j]}, %body ]")
         self.multiply(heads, old, new)
+        if self.by_rows:
+            self.prefetch_rows()
         step = "1" if self.by_rows else "%pitch"
         for head, then in zip(heads, following, strict=True):
             f.line(f"{then} = getelementptr inbounds {self.tile.element}, ptr {head}, i64 {step}")
@@ -118,6 +120,17 @@ class _Kernel:
             a = self.splat(f.load(tile.element, place, tile.nbytes))
             for j in range(self.vectors):
                 f.line(f"{new[i][j]} = call {v} @{fma}({v} {a}, {v} {b[j]}, {v} {old[i][j]})")
+
+    def prefetch_rows(self) -> None:
+        """Rows of A arrive as many short streams, too many for the hardware to follow: each step
+        of k asks for one line of the panel below, which is read next."""
+        f, line = self.f, 64 // self.tile.nbytes
+        done = f.sub("%kc", "%k")
+        row = f.add(f.value(f"and i64 {done}, {line - 1}"), str(self.rows))
+        column = f.value(f"and i64 {done}, {-line}")
+        place = self.step(self.step("%a", f.mul(row, "%pitch")), column)
+        f.intrinsic("llvm.prefetch.p0", "void", [
+            ("ptr", place), ("i32", "0"), ("i32", "3"), ("i32", "1")])
 
     def store(self, sums: list[list[str]]) -> None:
         f, v, align = self.f, self.tile.vector, self.tile.nbytes

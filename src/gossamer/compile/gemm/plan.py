@@ -1,58 +1,34 @@
 """From the sizes of a product to its calls. Layer 2.
 
 The one idea: every decision about blocking is made here, in plain Python, and reaches the native
-driver as words. Two rules keep results independent of threads: the blocks of K follow from K
-alone, and everything else only decides who computes an element, never in which order it is summed.
+driver as words. Two rules keep results independent of threads: the blocks and parts of K follow
+from the sizes alone, and everything else only decides who computes an element, never in which order
+it is summed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from gossamer.compile.calls import Address, BufferRef, Call, Scratch, Word
-from gossamer.compile.gemm.core import FIELDS, core_source
+from gossamer.compile.calls import Address, BufferRef, Call, KernelSource, Scratch
+from gossamer.compile.gemm.core import core_source
+from gossamer.compile.gemm.gemv import gemv_source
 from gossamer.compile.gemm.micro import panel_source
 from gossamer.compile.gemm.operands import Epilogue, Operand, Output, Packed
+from gossamer.compile.gemm.parts import parts_source
+from gossamer.compile.gemm.problem import Problem, normal_form
 from gossamer.compile.gemm.target import Target, Tile, tile_for
+from gossamer.compile.gemm.words import Blocks, Values, argument_block
 from gossamer.core.dtype import DType
 
 __all__ = ["gemm"]
 
 _KC = 384  # most products summed in registers before C is touched
-_SERIAL = 200_000  # multiply-adds below which waking a second thread costs more than it saves
-
-
-@dataclass(frozen=True)
-class _Problem:
-    """C[m, n] = A B, with both operands seen as (batch 0, batch 1, r, k); r is m or n."""
-
-    batch: tuple[int, int]
-    m: int
-    n: int
-    k: int
-    a: Operand | Packed
-    b: Operand | Packed
-    out: Output | Epilogue
-    swapped: bool = False  # A and B have changed places, and C is transposed
-
-    def swap(self) -> _Problem:
-        out = self.out
-        if isinstance(out, Output):
-            b0, b1, m, n = out.strides
-            out = replace(out, strides=(b0, b1, n, m))
-        return replace(self, m=self.n, n=self.m, a=self.b, b=self.a, out=out,
-                       swapped=not self.swapped)
-
-
-@dataclass(frozen=True)
-class _Blocks:
-    """Extents of the blocks; see `core.py` for the loops."""
-
-    item_m: int
-    item_n: int
-    mc: int
-    kc: int
-    ko: int
+_FEW = 4  # panels of the other operand up to which an operand is read in place
+_PARTS = 8  # items that a product with a long K should have, and the most parts of K
+_PART_K = 1024  # products in a part: the sum of the parts costs 1 / 64 of them
+_SERIAL = 400_000  # multiply-adds (4 us) below which waking a thread costs more than it saves
+_CHUNK = 200_000  # multiply-adds that a worker claims at once, when items are small
 
 
 def gemm(batch: tuple[int, int], m: int, n: int, k: int, dtype: DType, a: Operand | Packed,
@@ -78,120 +54,144 @@ def gemm(batch: tuple[int, int], m: int, n: int, k: int, dtype: DType, a: Operan
         b0, b1, row, column = b.strides
         b = replace(b, strides=(b0, b1, column, row))
     tile = tile_for(dtype, target)
-    problem = _oriented(_Problem(batch, m, n, k, a, b, out), tile)
-    return [_packed_call(problem, tile, target)]
+    p = normal_form(Problem(batch, m, n, k, a, b, out), tile)
+    part_k = _part_of_k(p, tile)
+    if part_k >= p.k:
+        return [_product(p, part_k, tile, target, {})]
+    return _product_in_parts(p, part_k, tile, target)
 
 
-def _oriented(p: _Problem, tile: Tile) -> _Problem:
-    """The problem or its transpose: C's columns should be neighbours, and fill whole vectors."""
-    def lanes(x: int) -> int:
-        return -(-x // tile.lanes) * tile.lanes
-
-    # Multiply-adds (in lanes), and 32 for each element that is stored one by one.
-    straight = p.m * lanes(p.n) * p.k
-    across = p.n * lanes(p.m) * p.k
-    loose = 32 * p.m * p.n
-    if isinstance(p.out, Output):
-        straight += loose * (p.out.strides[3] != 1)
-        across += loose * (p.out.strides[2] != 1)
-    else:
-        across += loose
-    return p.swap() if across < straight else p
-
-
-def _round(x: int, step: int) -> int:
-    return -(-x // step) * step
+def _ceil(x: int, y: int) -> int:
+    return -(-x // y)
 
 
 def _even(total: int, most: int, step: int) -> int:
-    """The size of even blocks of `total`, each at most about `most` and a multiple of `step`."""
-    count = max(1, -(-total // max(most, 1)))
-    return _round(-(-total // count), step)
+    """The size of even blocks of `total`, multiples of `step` and at most about `most`."""
+    count = max(1, _ceil(total, max(most, step)))
+    return _ceil(_ceil(total, count), step) * step
 
 
-def _blocks(p: _Problem, tile: Tile, target: Target) -> _Blocks:
+# the parts of K --------------------------------------------------------------------------------
+def _grain_of_c(p: Problem, tile: Tile) -> tuple[int, int]:
+    """(rows, columns) of C below which an item would pack more than it multiplies."""
+    return (p.m, 8 * tile.columns) if p.is_thin else (8 * tile.rows, 4 * tile.columns)
+
+
+def _part_of_k(p: Problem, tile: Tile) -> int:
+    """How many k one part sums: all, unless C is too small to occupy several threads.
+
+    Must depend on the sizes only: the number of threads must not change the result.
+    """
+    rows, columns = _grain_of_c(p, tile)
+    items = p.batches * _ceil(p.m, rows) * _ceil(p.n, columns)
+    least = _PART_K * (4 if p.is_thin else 1)
+    parts = min(_PARTS // items, p.k // least)
+    return _ceil(p.k, parts) if parts > 1 else max(p.k, 1)
+
+
+def _product_in_parts(p: Problem, part_k: int, tile: Tile, target: Target) -> list[Call]:
+    """Partial products P[part, b0, b1, m, n], and their sum."""
+    size = p.batches * p.m * p.n
+    nbytes = _ceil(p.k, part_k) * size * tile.nbytes
+    partial = Scratch(nbytes, key=("gemm parts", nbytes))
+    strides = (p.batch[1] * p.m * p.n, p.m * p.n, p.n, 1)
+    first = _product(replace(p, out=Output(-1, 0, strides), swapped=False), part_k, tile, target,
+                     {"c": partial, "c_part": size})
+    parts = replace(p, k=_ceil(p.k, part_k), a=Operand(-1, 0, (*strides[:3], size)),
+                    b=Operand(-1, 0, (0, 0, 0, 0)))
+    item_m = max(1, 8192 // p.n)
+    blocks = Blocks(item_m, p.n, parts.k, item_m, 1, 1)
+    more: Values = {"a": partial, "b": 0}
+    second = _call(parts, blocks, tile, target, parts_source(tile), more)
+    return [replace(first, writes=()), second]
+
+
+# the blocks of C -------------------------------------------------------------------------------
+def _product(p: Problem, part_k: int, tile: Tile, target: Target, more: Values) -> Call:
+    if p.is_thin:
+        most = 32 * tile.columns if p.m == 1 else target.l2 // 4 // (part_k * tile.nbytes)
+        item_n = _even(p.n, most, tile.lanes)
+        blocks = Blocks(p.m, item_n, part_k, p.m, part_k, part_k)
+        return _call(p, _cut(p, blocks, tile, target), tile, target, gemv_source(tile), more)
+    blocks = _cut(p, _blocks(p, part_k, tile, target), tile, target)
+    return _call(p, blocks, tile, target, core_source(tile), {**_reading(p, tile), **more})
+
+
+def _blocks(p: Problem, part_k: int, tile: Tile, target: Target) -> Blocks:
+    """Blocking for the caches of one core.
+
+    Packed A takes half of L2, and packed B up to twice L2 (it is read in order, and half as often
+    as A). If all of K does not fit there for eight panels of columns, K becomes the outer loop.
+    """
     size, width = tile.nbytes, tile.columns
-    kc = _even(max(p.k, 1), _KC, 1)
+    kc = _even(part_k, _KC, 1)
     mc = _even(p.m, target.l2 // 2 // (kc * size), tile.rows)
-    budget = 2 * target.l2 // size  # elements of packed B
-    ko, columns = p.k, budget // max(p.k, 1)
+    budget = 2 * target.l2 // size
+    ko, columns = part_k, budget // part_k
     if columns < min(p.n, 8 * width):
         ko, columns = kc, budget // kc
     item_n = _even(p.n, columns // width * width, width)
-    item_m = p.m
-    if isinstance(p.out, Epilogue) and ko < p.k:
-        item_m = mc
-    return _Blocks(item_m, item_n, mc, kc, max(ko, 1))
+    has_tile = isinstance(p.out, Epilogue)
+    return Blocks(mc if has_tile and ko < part_k else p.m, item_n, part_k, mc, kc, ko)
 
 
-def _packed_call(p: _Problem, tile: Tile, target: Target) -> Call:
-    s = _blocks(p, tile, target)
-    words: dict[str, Word | tuple[Word, ...]] = {
-        "batch1": p.batch[1], "m": p.m, "n": p.n, "k": p.k, "parts": 1, "part_k": max(p.k, 1),
-        "items_m": -(-p.m // s.item_m), "items_n": -(-p.n // s.item_n),
-        "item_m": s.item_m, "item_n": s.item_n, "mc": s.mc, "kc": s.kc, "ko": s.ko,
-        "micro": Address(panel_source(tile, False)), "a_pitch": 0, "a_pack": 1, "b_pack": 1,
-        **_operand_words("a", p.a), **_operand_words("b", p.b), **_output_words(p),
-        **_scratch_words(p, s, tile),
-    }
-    items = p.batch[0] * p.batch[1] * -(-p.m // s.item_m) * -(-p.n // s.item_n)
-    small = p.batch[0] * p.batch[1] * p.m * p.n * p.k < _SERIAL
-    return Call(core_source(tile), tuple(words[name] for name in FIELDS), items,
-                0 if small or target.threads == 1 else 1, f"gemm {p.m}x{p.n}x{p.k}",
-                *_buffers(p))
+def _cut(p: Problem, s: Blocks, tile: Tile, target: Target) -> Blocks:
+    """The same with smaller items, so that every thread gets about four."""
+    if target.threads == 1:
+        return s
+    rows, columns = _grain_of_c(p, tile)
+    parts = _ceil(max(p.k, 1), s.part_k)
+    want = _ceil(4 * target.threads, p.batches * parts)
+    most_m, most_n = max(1, p.m // rows), max(1, p.n // columns)
+    cut_m = min(most_m, want) if most_m >= most_n else 1
+    cut_n = min(most_n, _ceil(want, cut_m))
+    cut_m = min(most_m, _ceil(want, cut_n))
+    item_m = min(s.item_m, _even(p.m, _ceil(p.m, cut_m), tile.rows))
+    item_n = min(s.item_n, _even(p.n, _ceil(p.n, cut_n), tile.columns))
+    return replace(s, item_m=item_m, item_n=item_n, mc=min(s.mc, item_m))
 
 
-def _operand_words(name: str, x: Operand | Packed) -> dict[str, Word | tuple[Word, ...]]:
-    if isinstance(x, Packed):
-        values: tuple[Word | tuple[Word, ...], ...] = (
-            0, 0, 0, 0, 0, Address(x.callback), x.context, int(x.along == "k"))
-    else:
-        values = (BufferRef(x.buffer, x.offset), *x.strides, 0, 0, 0)
-    fields = ("", "_b0", "_b1", "_r", "_k", "_fn", "_ctx", "_order")
-    return {name + f: v for f, v in zip(fields, values, strict=True)}
+def _reading(p: Problem, tile: Tile) -> Values:
+    """Which operands are read in place: packing pays only for what is read often enough."""
+    by_rows, a_pitch, a_pack, b_pack = False, 0, 1, 1
+    if isinstance(p.a, Operand) and p.n <= _FEW * tile.columns:
+        _, _, r, k = p.a.strides
+        if k == 1 and not _aliases(r, tile):
+            by_rows, a_pitch, a_pack = True, r, 0
+        elif r == 1 and not _aliases(k, tile):
+            a_pitch, a_pack = k, 0
+    if isinstance(p.b, Operand) and p.m <= _FEW * tile.rows and p.b.strides[2] == 1:
+        b_pack = 0
+    return {"micro": Address(panel_source(tile, by_rows)), "a_pitch": a_pitch, "a_pack": a_pack,
+            "b_pack": b_pack}
 
 
-def _output_words(p: _Problem) -> dict[str, Word | tuple[Word, ...]]:
-    if isinstance(p.out, Epilogue):
-        values: tuple[Word | tuple[Word, ...], ...] = (
-            0, 0, 0, 0, 0, 0, Address(p.out.callback), p.out.context, int(p.swapped))
-    else:
-        b0, b1, m, n = p.out.strides
-        values = (BufferRef(p.out.buffer, p.out.offset), b0, b1, 0, m, n, 0, 0, 0)
-    fields = ("", "_b0", "_b1", "_part", "_m", "_n", "_fn", "_ctx", "_swapped")
-    return {"c" + f: v for f, v in zip(fields, values, strict=True)}
+def _aliases(pitch: int, tile: Tile) -> bool:
+    """Whether rows at this pitch fall into one or two sets of an L1 cache (4 KiB a way)."""
+    return pitch * tile.nbytes % 2048 == 0
 
 
-def _scratch_words(p: _Problem, s: _Blocks, tile: Tile) -> dict[str, Word]:
-    """Layout of a thread's scratch memory: packed A, packed B, tile, edge, stage."""
-    width = tile.columns
-    slack = tile.lanes  # what packing may write beyond the end
-    columns = _round(min(s.item_n, p.n), width)
-    tile_pitch = _round(s.mc, width) if p.swapped else columns
-    tile_rows = columns if p.swapped else s.mc
-    sizes = {
-        "at_b": s.mc * s.kc + slack,
-        "at_tile": columns * s.ko + slack,
-        "at_edge": tile_pitch * tile_rows if isinstance(p.out, Epilogue) else 0,
-        "at_stage": s.mc * width,
-        "scratch_bytes": max(width, tile.rows) * s.kc
-        if any(isinstance(x, Packed) for x in (p.a, p.b)) else 0,
-    }
-    words: dict[str, Word] = {"tile_pitch": tile_pitch}
-    place = 0
-    for name, elements in sizes.items():
-        place += _round(elements * tile.nbytes, 64)
-        words[name] = place
-    words["scratch"] = Scratch(place, per_thread=True)
-    return words
+# calls -----------------------------------------------------------------------------------------
+def _call(p: Problem, s: Blocks, tile: Tile, target: Target, source: KernelSource,
+          more: Values) -> Call:
+    words, items = argument_block(p, s, tile, more)
+    each = max(1, p.multiply_adds // items)
+    serial = target.threads == 1 or items == 1 or p.multiply_adds < _SERIAL
+    grain = min(_ceil(_CHUNK, each), _ceil(items, 4 * target.threads))
+    reads, writes = _buffers(p)
+    return Call(source, words, items, 0 if serial else grain, f"gemm {p.m}x{p.n}x{p.k}",
+                reads, writes)
 
 
-def _buffers(p: _Problem) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _buffers(p: Problem) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(read, written) buffers of the program."""
     reads: list[int] = []
     for x in (p.a, p.b):
         reads += x.reads if isinstance(x, Packed) else (x.buffer,)
     if isinstance(p.out, Epilogue):
         touched = tuple(w.index for w in p.out.context if isinstance(w, BufferRef))
-        return ((*reads, *(p.out.reads or (() if p.out.writes else touched))), p.out.writes)
-    return tuple(reads), (p.out.buffer,)
+        reads += p.out.reads or (() if p.out.writes else touched)
+        writes = p.out.writes
+    else:
+        writes = (p.out.buffer,)
+    return tuple(x for x in reads if x >= 0), tuple(x for x in writes if x >= 0)

@@ -1,0 +1,97 @@
+"""A product in normal form: which operand is A, which dimensions are rows. Layer 2.
+
+The one idea: both operands are seen alike, as X[b0, b1, r, k] with r a row of A or a column of B.
+So the transposed product C^T = B^T A^T is the same problem with A and B exchanged, and the driver
+needs each path (vectors, edges, reading in place) only once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from gossamer.compile.gemm.operands import Epilogue, Operand, Output, Packed
+from gossamer.compile.gemm.target import Tile
+
+__all__ = ["Problem", "normal_form"]
+
+# Measured on Zen 4 with float32: dot products of _THIN rows cost what packing B would, and those
+# shorter than _LONG spend more time on adding up lanes than on multiplying.
+_THIN, _LONG = 8, 256
+
+
+@dataclass(frozen=True)
+class Problem:
+    """C[b0, b1, m, n] = sum over k of A[b0, b1, m, k] B[b0, b1, n, k]; strides in this order."""
+
+    batch: tuple[int, int]
+    m: int
+    n: int
+    k: int
+    a: Operand | Packed
+    b: Operand | Packed
+    out: Output | Epilogue
+    swapped: bool = False  # A and B have changed places: the epilogue expects C transposed
+
+    @property
+    def batches(self) -> int:
+        return self.batch[0] * self.batch[1]
+
+    @property
+    def multiply_adds(self) -> int:
+        return self.batches * self.m * self.n * self.k
+
+    @property
+    def is_thin(self) -> bool:
+        """Whether it is one row times a matrix in memory, or a few long ones times its columns:
+        what `gemv` computes."""
+        if not isinstance(self.b, Operand):
+            return False
+        _, _, r, k = self.b.strides
+        return self.m == 1 or (self.m <= _THIN and self.k >= _LONG and k == 1 and r != 1)
+
+    def swap(self) -> Problem:
+        """The transposed problem."""
+        out = self.out
+        if isinstance(out, Output):
+            b0, b1, m, n = out.strides
+            out = replace(out, strides=(b0, b1, n, m))
+        return replace(self, m=self.n, n=self.m, a=self.b, b=self.a, out=out,
+                       swapped=not self.swapped)
+
+
+def normal_form(p: Problem, tile: Tile) -> Problem:
+    """The cheapest equivalent of `p`: fewer batches, full vectors, neighbours in C's rows."""
+    p = _merged(p)
+    if p.is_thin:
+        return p
+    if p.n < p.m and p.swap().is_thin:
+        return p.swap()
+
+    def lanes(x: int) -> int:
+        return -(-x // tile.lanes) * tile.lanes
+
+    # Multiply-adds in lanes, and 32 lanes for each element of C that is stored one by one.
+    straight, across, loose = p.m * lanes(p.n) * p.k, p.n * lanes(p.m) * p.k, 32 * p.m * p.n
+    if isinstance(p.out, Output):
+        straight += loose * (p.out.strides[3] != 1)
+        across += loose * (p.out.strides[2] != 1)
+    else:
+        across += loose
+    return p.swap() if across < straight else p
+
+
+def _merged(p: Problem) -> Problem:
+    """Batches that share B and whose rows of A and C go on evenly are more rows of one product."""
+    a, b, out = p.a, p.b, p.out
+    if not (isinstance(a, Operand) and isinstance(b, Operand) and isinstance(out, Output)):
+        return p
+    for axis in (1, 0):
+        count = p.batch[axis]
+        if count == 1:
+            continue
+        even = all(x.strides[axis] == p.m * x.strides[2] for x in (a, out))
+        if b.strides[axis] != 0 or not even or (axis == 0 and p.batch[1] > 1):
+            return p
+        batch = (p.batch[0], 1) if axis == 1 else (1, 1)
+        p = replace(p, batch=batch, m=p.m * count)
+    return p
