@@ -277,9 +277,9 @@ def _readable(nbytes: int) -> str:
     value = float(nbytes)
     for unit in ("bytes", "KiB", "MiB"):
         if value < 1024:
-            return f"{value:.4g} {unit}"
+            return f"{value:,.4g} {unit}"
         value /= 1024
-    return f"{value:.4g} GiB"
+    return f"{value:,.1f} GiB"
 
 
 _pool = _Pool()
