@@ -3,6 +3,33 @@
 Every record is an attribute of this package under its own name: `from gossamer.ops import add`.
 """
 
+from gossamer.ops.activation import (
+    addcdiv,
+    addcmul,
+    celu,
+    clamp,
+    elu,
+    gelu,
+    hardshrink,
+    hardsigmoid,
+    hardswish,
+    hardtanh,
+    leaky_relu,
+    lerp,
+    logsigmoid,
+    mish,
+    relu,
+    relu6,
+    selu,
+    silu,
+    softplus,
+    softshrink,
+    softsign,
+    square,
+    tanhshrink,
+    threshold,
+)
+from gossamer.ops.attention import attention, attention_grad, scaled_dot_product_attention
 from gossamer.ops.bitwise import (
     bitwise_and,
     bitwise_not,
@@ -14,6 +41,14 @@ from gossamer.ops.bitwise import (
     shift_right_logical,
 )
 from gossamer.ops.contraction import dot_general, matmul
+from gossamer.ops.convolution import (
+    conv,
+    conv_transpose,
+    fold_windows,
+    max_pool,
+    pad_or_cut,
+    spatial_windows,
+)
 from gossamer.ops.elementwise import (
     abs_ as abs,
     add,
@@ -95,22 +130,46 @@ from gossamer.ops.movement import (
     unwindows,
     windows,
 )
+from gossamer.ops.normalization import (
+    cross_entropy,
+    layer_norm,
+    log_softmax,
+    logsumexp,
+    mean,
+    rms_norm,
+    softmax,
+    std,
+    var,
+)
+from gossamer.ops.random import (
+    dropout,
+    random_bits,
+    random_integers,
+    random_normal,
+    random_uniform,
+)
 from gossamer.ops.reduction import argmax, argmin, broadcast, reduce_max, reduce_min, reduce_sum
 from gossamer.ops.scan import reduce_prod, scan
 from gossamer.ops.sort import argsort
 from gossamer.ops.wrapper import custom, detach, leaf
 
 __all__ = [
-    "abs", "acos", "acosh", "add", "add`.", "argmax", "argmin", "argsort", "asin", "asinh",
-    "atan", "atan2", "atanh", "bitwise_and", "bitwise_not", "bitwise_or", "bitwise_xor",
-    "broadcast", "cast", "ceil", "concat", "copysign", "cos", "cosh", "custom", "detach",
-    "digamma", "div", "dot_general", "eq", "erf", "erfc", "erfinv", "exp", "exp2", "expm1",
-    "flip", "floor", "floor_divide", "fmax", "fmin", "fmod", "ge", "gt", "hypot", "isfinite",
-    "isinf", "isnan", "le", "leaf", "lgamma", "log", "log10", "log1p", "log2", "logical_not",
-    "lt", "matmul", "maximum", "minimum", "mul", "mulhi_u32", "ne", "neg", "nextafter", "pad",
-    "permute", "polygamma", "pow", "reciprocal", "reduce_max", "reduce_min", "reduce_prod",
-    "reduce_sum", "remainder", "reshape", "round", "rsqrt", "scan", "scatter", "scatter_add",
-    "shift_left", "shift_right", "shift_right_logical", "sigmoid", "sign", "signbit", "sin",
-    "sinh", "slice", "sqrt", "sub", "take", "tan", "tanh", "trunc", "trunc_divide", "unwindows",
-    "where", "windows"
+    "abs", "acos", "acosh", "add", "add`.", "addcdiv", "addcmul", "argmax", "argmin", "argsort",
+    "asin", "asinh", "atan", "atan2", "atanh", "attention", "attention_grad", "bitwise_and",
+    "bitwise_not", "bitwise_or", "bitwise_xor", "broadcast", "cast", "ceil", "celu", "clamp",
+    "concat", "conv", "conv_transpose", "copysign", "cos", "cosh", "cross_entropy", "custom",
+    "detach", "digamma", "div", "dot_general", "dropout", "elu", "eq", "erf", "erfc", "erfinv",
+    "exp", "exp2", "expm1", "flip", "floor", "floor_divide", "fmax", "fmin", "fmod",
+    "fold_windows", "ge", "gelu", "gt", "hardshrink", "hardsigmoid", "hardswish", "hardtanh",
+    "hypot", "isfinite", "isinf", "isnan", "layer_norm", "le", "leaf", "leaky_relu", "lerp",
+    "lgamma", "log", "log10", "log1p", "log2", "log_softmax", "logical_not", "logsigmoid",
+    "logsumexp", "lt", "matmul", "max_pool", "maximum", "mean", "minimum", "mish", "mul",
+    "mulhi_u32", "ne", "neg", "nextafter", "pad", "pad_or_cut", "permute", "polygamma", "pow",
+    "random_bits", "random_integers", "random_normal", "random_uniform", "reciprocal",
+    "reduce_max", "reduce_min", "reduce_prod", "reduce_sum", "relu", "relu6", "remainder",
+    "reshape", "rms_norm", "round", "rsqrt", "scaled_dot_product_attention", "scan", "scatter",
+    "scatter_add", "selu", "shift_left", "shift_right", "shift_right_logical", "sigmoid", "sign",
+    "signbit", "silu", "sin", "sinh", "slice", "softmax", "softplus", "softshrink", "softsign",
+    "spatial_windows", "sqrt", "square", "std", "sub", "take", "tan", "tanh", "tanhshrink",
+    "threshold", "trunc", "trunc_divide", "unwindows", "var", "where", "windows"
 ]

@@ -1,0 +1,282 @@
+"""Convolution and max pooling over any number of axes. Layer 1.
+
+A convolution is a contraction over windows of its input, and windows are index arithmetic: nothing
+is unfolded in memory if the scheduler reads through them. One record serves conv, transposed conv
+and the input's gradient: `interior` zeros between elements make the transpose a convolution.
+
+Sources: Dumoulin and Visin 2016, "A guide to convolution arithmetic"; XLA's ConvGeneralDilated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gossamer.core.dtype import bool_, int64
+from gossamer.core.shape import size_of
+from gossamer.ir.node import Node
+from gossamer.ir.op import IOTA, Op, Sample, constant
+from gossamer.ops.composite import composite
+from gossamer.ops.contraction import dot_general
+from gossamer.ops.elementwise import eq, where
+from gossamer.ops.movement import flip, pad, permute, reshape, slice_, unwindows, windows
+from gossamer.ops.reduction import argmax, broadcast, reduce_max, reduce_sum
+from gossamer.ops.rules import Type, dtype_error, shape_error
+
+__all__ = ["conv", "conv_transpose", "fold_windows", "max_pool", "pad_or_cut", "spatial_windows"]
+
+Ints = tuple[int, ...]
+
+# windows over trailing axes ----------------------------------------------------------------------
+
+
+def pad_or_cut(x: Node, low: Sequence[int], high: Sequence[int], interior: Sequence[int],
+               value: float = 0) -> Node:
+    """Pad the trailing axes of x; negative amounts cut, after the interior padding."""
+    lead = (0,) * (x.ndim - len(low))
+    grow_low, grow_high = ((*lead, *(max(n, 0) for n in side)) for side in (low, high))
+    if any(grow_low) or any(grow_high) or any(interior):
+        x = pad(x, low=grow_low, high=grow_high, interior=(*lead, *interior), value=value)
+    if min(*low, *high, 0) < 0:
+        starts = (*lead, *(max(-n, 0) for n in low))
+        cut = (*lead, *(max(-n, 0) for n in high))
+        stops = tuple(n - c for n, c in zip(x.shape, cut, strict=True))
+        x = slice_(x, starts=starts, stops=stops, steps=(1,) * x.ndim)
+    return x
+
+
+def spatial_windows(x: Node, kernel: Ints, stride: Ints, dilation: Ints) -> Node:
+    """(..., S1, S2, ...) to (..., O1, O2, ..., K1, K2, ...): all windows of the trailing axes."""
+    first = x.ndim - len(kernel)
+    for i, (k, s, d) in enumerate(zip(kernel, stride, dilation, strict=True)):
+        x = broadcast(x, shape=(*x.shape, k), axes=(x.ndim,))
+        x = windows(x, axis=first + i, stride=s, dilation=d)
+    return x
+
+
+def fold_windows(x: Node, lengths: Ints, stride: Ints, dilation: Ints) -> Node:
+    """The transpose of `spatial_windows`: windows added up where they overlap."""
+    first = x.ndim - 2 * len(lengths)
+    for i in reversed(range(len(lengths))):
+        x = unwindows(x, axis=first + i, stride=stride[i], dilation=dilation[i], length=lengths[i])
+        x = reduce_sum(x, axes=(x.ndim - 1,))
+    return x
+
+
+def _extent(n: int, k: int, stride: int, low: int, high: int, interior: int, dilation: int) -> int:
+    """Number of windows along one axis."""
+    spread = max(n + (n - 1) * interior, 0)
+    return (low + spread + high - dilation * (k - 1) - 1) // stride + 1
+
+
+# convolution -------------------------------------------------------------------------------------
+
+
+def _conv_type(op: Op, x: Node, w: Node, *, stride: Ints, low: Ints, high: Ints, interior: Ints,
+               dilation: Ints, groups: int) -> Type:
+    if x.dtype is not w.dtype or x.dtype is bool_:
+        raise dtype_error(op, (x, w), "input and weight must have one dtype, not bool",
+                          "Convert one with .to(dtype).")
+    rank = len(stride)
+    if x.ndim != rank + 2 or w.ndim != rank + 2:
+        raise shape_error(op, (x, w), f"input must be (N, C, {rank} spatial axes) and weight "
+                          f"(O, C/groups, {rank} spatial axes)", "Add the missing axes.")
+    channels, outputs = x.shape[1], w.shape[0]
+    if groups < 1 or channels % groups or outputs % groups or w.shape[1] * groups != channels:
+        raise shape_error(op, (x, w), f"with groups={groups} the weight must have "
+                          f"{channels}/{groups} input channels, and {outputs} outputs must be "
+                          "divisible by groups", "Match channels and groups.")
+    extents = tuple(map(_extent, x.shape[2:], w.shape[2:], stride, low, high, interior, dilation))
+    if any(e < 1 for e in extents) or 0 in w.shape[2:]:
+        raise shape_error(op, (x, w), f"the kernel {w.shape[2:]} (dilation {dilation}) is larger "
+                          "than the padded input", "Pad more, or use a smaller kernel.")
+    return (x.shape[0], outputs, *extents), x.dtype
+
+
+def _grouped(x: Node, groups: int) -> Node:
+    """(N, C, ...) to (N, G, C/G, ...)."""
+    return reshape(x, shape=(x.shape[0], groups, x.shape[1] // groups, *x.shape[2:]))
+
+
+def _input_windows(x: Node, kernel: Ints, stride: Ints, low: Ints, high: Ints, interior: Ints,
+                   dilation: Ints, groups: int) -> Node:
+    """(N, G, C/G, O1.., K1..)."""
+    padded = pad_or_cut(x, low, high, interior)
+    return spatial_windows(_grouped(padded, groups), kernel, stride, dilation)
+
+
+def _conv(x: Node, w: Node, *, stride: Ints, low: Ints, high: Ints, interior: Ints, dilation: Ints,
+          groups: int) -> Node:
+    rank, kernel = len(stride), w.shape[2:]
+    seen = _input_windows(x, kernel, stride, low, high, interior, dilation, groups)
+    outputs = w.shape[0] // groups
+    weight = reshape(w, shape=(groups, outputs, *w.shape[1:]))
+    inner = (2, *range(3 + rank, 3 + 2 * rank))
+    y = dot_general(weight, seen, a_batch=(0,), a_contract=tuple(range(2, 3 + rank)), b_batch=(1,),
+                    b_contract=inner)  # (G, O/G, N, O1..)
+    y = permute(y, axes=(2, 0, 1, *range(3, 3 + rank)))
+    return reshape(y, shape=(x.shape[0], w.shape[0], *y.shape[3:]))
+
+
+def _swapped(w: Node, groups: int) -> Node:
+    """(O, C/G, K..) to (C, O/G, K..), mirrored: the weight of the transposed convolution."""
+    outputs, channels, *kernel = w.shape
+    rank = len(kernel)
+    w = reshape(w, shape=(groups, outputs // groups, channels, *kernel))
+    w = permute(w, axes=(0, 2, 1, *range(3, 3 + rank)))
+    w = reshape(w, shape=(groups * channels, outputs // groups, *kernel))
+    return flip(w, axes=tuple(range(2, 2 + rank)))
+
+
+def _input_cotangent(g: Node, x: Node, w: Node, stride: Ints, low: Ints, interior: Ints,
+                     dilation: Ints, groups: int) -> Node:
+    """A convolution of g, spread by the stride, with the mirrored weight."""
+    before, behind = [], []
+    for i, k in enumerate(w.shape[2:]):
+        spread = (g.shape[2 + i] - 1) * stride[i] + 1
+        before.append(dilation[i] * (k - 1) - low[i])
+        behind.append((x.shape[2 + i] - 1) * (interior[i] + 1) + 1 + low[i] - spread)
+    return conv(g, _swapped(w, groups), stride=tuple(i + 1 for i in interior), low=tuple(before),
+                high=tuple(behind), interior=tuple(s - 1 for s in stride), dilation=dilation,
+                groups=groups)
+
+
+def _weight_cotangent(g: Node, x: Node, w: Node, stride: Ints, low: Ints, high: Ints,
+                      interior: Ints, dilation: Ints, groups: int) -> Node:
+    """g contracted with the windows of x over the batch and all output positions."""
+    rank = len(stride)
+    seen = _input_windows(x, w.shape[2:], stride, low, high, interior, dilation, groups)
+    places = (0, *range(3, 3 + rank))  # N, O1.. in both
+    found = dot_general(_grouped(g, groups), seen, a_batch=(1,), a_contract=places, b_batch=(1,),
+                        b_contract=places)  # (G, O/G, C/G, K1..)
+    return reshape(found, shape=w.shape)
+
+
+def _conv_vjp(g: Node, y: Node, x: Node, w: Node, *, stride: Ints, low: Ints, high: Ints,
+              interior: Ints, dilation: Ints, groups: int) -> tuple[Node | None, Node | None]:
+    if 0 in x.shape or 0 in g.shape:
+        return constant(0, x), constant(0, w)
+    return (
+        _input_cotangent(g, x, w, stride, low, interior, dilation, groups) if x.grad else None,
+        _weight_cotangent(g, x, w, stride, low, high, interior, dilation, groups)
+        if w.grad else None)
+
+
+def _conv_batch(op: Op, size: int, x: Node, w: Node, **attrs: Any) -> Node:
+    """A shared weight: the batch joins N. Else: it joins the groups."""
+    if w.op is broadcast and w.attrs["axes"] == (0,):
+        flat = reshape(x, shape=(size * x.shape[1], *x.shape[2:]))
+        y = op(flat, w.inputs[0], **attrs)
+        return reshape(y, shape=(size, x.shape[1], *y.shape[1:]))
+    n, c = x.shape[1:3]
+    moved = reshape(permute(x, axes=(1, 0, *range(2, x.ndim))), shape=(n, size * c, *x.shape[3:]))
+    weight = reshape(w, shape=(size * w.shape[1], *w.shape[2:]))
+    y = op(moved, weight, **{**attrs, "groups": attrs["groups"] * size})
+    y = reshape(y, shape=(n, size, w.shape[1], *y.shape[2:]))
+    return permute(y, axes=(1, 0, *range(2, y.ndim)))
+
+
+def _conv_samples(rng: np.random.Generator) -> list[Sample]:
+    cases: tuple[tuple[Any, ...], ...] = (  # x, w, stride, low, high, interior, dilation, groups
+        ((1, 1, 5), (1, 1, 3), (1,), (0,), (0,), (0,), (1,), 1),
+        ((2, 3, 7), (4, 3, 3), (2,), (1,), (2,), (0,), (2,), 1),
+        ((2, 4, 5), (6, 2, 2), (1,), (1,), (0,), (1,), (1,), 2),
+        ((1, 2, 5, 4), (3, 2, 3, 2), (2, 1), (1, 0), (1, 1), (0, 0), (1, 2), 1),
+        ((2, 2, 4, 4), (2, 1, 3, 3), (1, 2), (1, 1), (1, 1), (0, 1), (1, 1), 2),
+        ((1, 1, 6), (1, 1, 2), (3,), (-1,), (-1,), (0,), (1,), 1),
+        ((1, 1, 3, 3, 3), (2, 1, 2, 2, 2), (1, 1, 1), (0, 1, 0), (0, 0, 1), (0,) * 3, (1,) * 3, 1),
+        ((0, 2, 4), (3, 2, 2), (1,), (0,), (0,), (0,), (1,), 1))
+    names = ("stride", "low", "high", "interior", "dilation", "groups")
+    return [Sample((rng.normal(size=x), rng.normal(size=w)), dict(zip(names, rest, strict=True)))
+            for x, w, *rest in cases]
+
+
+conv = composite(
+    "conv",
+    "y[n, o, p] = sum over c, k of x'[n, c, p*stride + k*dilation] * w[o, c, k], x' being x with "
+    "`interior` zeros between elements and `low`, `high` around (negative ones cut).",
+    infer=_conv_type, body=_conv, vjp=_conv_vjp, batch=_conv_batch, promote="same", cost=100.0,
+    onnx="Conv-22", samples=_conv_samples)
+
+
+def conv_transpose(x: Node, w: Node, *, stride: Ints, low: Ints, high: Ints, dilation: Ints,
+                   groups: int) -> Node:
+    """The transpose of a convolution with these attributes, w being (C, O/groups, K..).
+
+    `low` and `high` are the paddings of the convolution it undoes; PyTorch's output_padding is
+    subtracted from `high`.
+    """
+    rank = len(stride)
+    reach = [d * (k - 1) for d, k in zip(dilation, w.shape[2:], strict=True)]
+    return conv(x, _swapped(w, groups), stride=(1,) * rank,
+                low=tuple(r - a for r, a in zip(reach, low, strict=True)),
+                high=tuple(r - b for r, b in zip(reach, high, strict=True)),
+                interior=tuple(s - 1 for s in stride), dilation=dilation, groups=groups)
+
+
+# max pooling -------------------------------------------------------------------------------------
+
+
+def _pool_type(op: Op, x: Node, *, kernel: Ints, stride: Ints, low: Ints, high: Ints,
+               dilation: Ints) -> Type:
+    rank = len(kernel)
+    if x.ndim < rank or x.dtype is bool_:
+        raise shape_error(op, (x,), f"the input needs {rank} spatial axes of numbers",
+                          "Add the missing axes.")
+    lead = x.ndim - rank
+    extents = tuple(map(_extent, x.shape[lead:], kernel, stride, low, high, (0,) * rank, dilation))
+    if any(e < 1 for e in extents) or min(kernel) < 1:
+        raise shape_error(op, (x,), f"the window {kernel} is larger than the padded input",
+                          "Pad more, or use a smaller window.")
+    return (*x.shape[:lead], *extents), x.dtype
+
+
+def _lowest(x: Node) -> float:
+    return float("-inf") if x.dtype.kind == "f" else int(np.iinfo(x.dtype.numpy).min)
+
+
+def _pool_windows(x: Node, kernel: Ints, stride: Ints, low: Ints, high: Ints,
+                  dilation: Ints) -> Node:
+    padded = pad_or_cut(x, low, high, (0,) * len(kernel), _lowest(x))
+    return spatial_windows(padded, kernel, stride, dilation)
+
+
+def _max_pool(x: Node, *, kernel: Ints, stride: Ints, low: Ints, high: Ints,
+              dilation: Ints) -> Node:
+    seen = _pool_windows(x, kernel, stride, low, high, dilation)
+    return reduce_max(seen, axes=tuple(range(seen.ndim - len(kernel), seen.ndim)))
+
+
+def _max_pool_vjp(g: Node, y: Node, x: Node, *, kernel: Ints, stride: Ints, low: Ints, high: Ints,
+                  dilation: Ints) -> tuple[Node]:
+    """To the first largest element of each window, as in PyTorch."""
+    count = size_of(kernel)
+    seen = _pool_windows(x, kernel, stride, low, high, dilation)
+    flat = reshape(seen, shape=(*g.shape, count))
+    last = (g.ndim,)
+    chosen = eq(IOTA(axis=g.ndim, shape=flat.shape, dtype=int64),
+                broadcast(argmax(flat, axis=g.ndim), shape=flat.shape, axes=last))
+    share = where(chosen, broadcast(g, shape=flat.shape, axes=last), constant(0, flat))
+    lead = x.ndim - len(kernel)
+    lengths = tuple(n + a + b for n, a, b in zip(x.shape[lead:], low, high, strict=True))
+    folded = fold_windows(reshape(share, shape=seen.shape), lengths, stride, dilation)
+    back_low, back_high = (tuple(-n for n in side) for side in (low, high))
+    return (pad_or_cut(folded, back_low, back_high, (0,) * len(kernel)),)
+
+
+def _pool_samples(rng: np.random.Generator) -> list[Sample]:
+    names = ("kernel", "stride", "low", "high", "dilation")
+    cases: tuple[tuple[Any, ...], ...] = (
+        ((1, 1, 6), (2,), (2,), (0,), (0,), (1,)), ((2, 7), (3,), (2,), (1,), (1,), (1,)),
+        ((1, 2, 5, 4), (2, 3), (2, 1), (0, 1), (0, 1), (1, 1)),
+        ((1, 8), (2,), (1,), (0,), (1,), (3,)))
+    return [Sample((rng.permutation(size_of(shape)).reshape(shape) * 0.25,),
+                   dict(zip(names, rest, strict=True))) for shape, *rest in cases]
+
+
+max_pool = composite(
+    "max_pool", "Largest element of every window of the trailing axes.", infer=_pool_type,
+    body=_max_pool, vjp=_max_pool_vjp, batch=lambda op, size, x, **attrs: op(x, **attrs),
+    promote="same", cost=10.0, onnx="MaxPool-22", samples=_pool_samples)
