@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import PurePosixPath
 
 Tree = dict[str, str]
@@ -48,6 +49,19 @@ def package(tree: Tree) -> Tree:
     return found
 
 
+@cache
+def parse(text: str) -> ast.Module:
+    return ast.parse(text)
+
+
+@cache
+def _everything(modules: frozenset[str]) -> tuple[frozenset[str], frozenset[str]]:
+    """(modules and packages, packages alone) by dotted name."""
+    packages = {name.rpartition(".")[0] for name in modules}
+    packages |= {name.rpartition(".")[0] for name in packages}
+    return modules | packages, frozenset(packages)
+
+
 def room(module: str) -> str:
     """`gossamer.nn.linear` -> `nn`; the front door is ''."""
     parts = module.split(".")
@@ -58,36 +72,42 @@ def level(module: str) -> float:
     return LAYERS.get(room(module), SURFACE)
 
 
-def imports(module: str, text: str, modules: Tree) -> Iterator[tuple[int, str, str]]:
+def imports(module: str, text: str, modules: Tree) -> list[tuple[int, str, str]]:
+    return _imports(module, text, frozenset(modules))
+
+
+@cache
+def _imports(module: str, text: str, modules: frozenset[str]) -> list[tuple[int, str, str]]:
     """(line, imported dotted name, where) of every import statement; where it stands is "top",
     "function", or "types" for one under `if TYPE_CHECKING`.
 
     `from gossamer.ir import node` names the module gossamer.ir.node if there is such a module,
     and gossamer.ir otherwise.
     """
-    tree = ast.parse(text)
+    tree = parse(text)
     where: dict[int, str] = {}
     for outer in ast.walk(tree):
         typing = isinstance(outer, ast.If) and "TYPE_CHECKING" in ast.dump(outer.test)
         if typing or isinstance(outer, (ast.FunctionDef, ast.AsyncFunctionDef)):
             where |= {id(n): "types" if typing else "function" for n in ast.walk(outer)}
-    is_package = f"{module}.__init__" in modules or any(m.startswith(module + ".") for m in modules)
+    names, packages = _everything(modules)
+    found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield node.lineno, alias.name, where.get(id(node), "top")
+                found.append((node.lineno, alias.name, where.get(id(node), "top")))
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
                 parts = module.split(".")
-                parts = parts[: len(parts) - node.level + (1 if is_package else 0)]
+                parts = parts[: len(parts) - node.level + (1 if module in packages else 0)]
                 base = ".".join([*parts, base] if base else parts)
             for alias in node.names:
                 name = f"{base}.{alias.name}"
                 # `from gossamer import compile` is the function, not the room of that name.
-                known = name != "gossamer.compile" and (
-                    name in modules or any(m.startswith(name + ".") for m in modules))
-                yield node.lineno, name if known else base, where.get(id(node), "top")
+                known = name in names and name != "gossamer.compile"
+                found.append((node.lineno, name if known else base, where.get(id(node), "top")))
+    return found
 
 
 def _ours(modules: Tree, types: bool = True) -> Iterator[tuple[str, int, str]]:
@@ -125,7 +145,7 @@ def _reaching_through(modules: Tree) -> list[str]:
     for module, text in modules.items():
         if level(module) < 6:
             continue
-        parsed = ast.parse(text)
+        parsed = parse(text)
         names = {alias.asname or alias.name for node in ast.walk(parsed)
                  if isinstance(node, ast.Import) for alias in node.names
                  if alias.name == "gossamer"}
@@ -183,7 +203,7 @@ def only_settings_read_the_environment(tree: Tree) -> list[str]:
     for module, text in package(tree).items():
         if module == "gossamer.core.settings":
             continue
-        for node in ast.walk(ast.parse(text)):
+        for node in ast.walk(parse(text)):
             attribute = isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv")
             imported = isinstance(node, ast.ImportFrom) and node.module == "os" and any(
                 a.name in ("environ", "getenv") for a in node.names)
@@ -203,7 +223,7 @@ def small_functions(tree: Tree) -> list[str]:
     for path, text in tree.items():
         if not path.endswith(".py"):
             continue
-        for node in ast.walk(ast.parse(text)):
+        for node in ast.walk(parse(text)):
             if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 continue
             body = node.body[1:] if ast.get_docstring(node) is not None else node.body
@@ -214,14 +234,14 @@ def small_functions(tree: Tree) -> list[str]:
 
 def modules_say_what_they_are(tree: Tree) -> list[str]:
     return [f"{path}: no docstring at its head" for path, text in tree.items()
-            if path.endswith(".py") and text.strip() and ast.get_docstring(ast.parse(text)) is None]
+            if path.endswith(".py") and text.strip() and ast.get_docstring(parse(text)) is None]
 
 
 def all_names_exist(tree: Tree) -> list[str]:
     """Every name in a module's literal `__all__` is bound at its top level."""
     bad = []
     for module, text in package(tree).items():
-        parsed = ast.parse(text)
+        parsed = parse(text)
         names, bound = [], set()
         for node in parsed.body:
             bound |= _bound(node)
