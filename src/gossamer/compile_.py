@@ -20,7 +20,7 @@ import numpy as np
 from gossamer.compile.pipeline import compile_graph, may_share
 from gossamer.core.dtype import DType
 from gossamer.core.errors import TraceError
-from gossamer.creation import from_numpy
+from gossamer.creation import tensor
 from gossamer.ir.node import STATE, Node
 from gossamer.ir.op import BUFFER, INPUT
 from gossamer.modes import MODES
@@ -52,7 +52,7 @@ def _flatten(value: Any, tensors: list[Tensor]) -> Any:
         tensors.append(value)
         return _Placeholder(len(tensors) - 1)
     if isinstance(value, np.ndarray):
-        tensors.append(from_numpy(value))
+        tensors.append(tensor(value))
         return _Placeholder(len(tensors) - 1)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*[_flatten(v, tensors) for v in value])

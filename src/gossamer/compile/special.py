@@ -1,4 +1,4 @@
-"""Operators with a kernel of their own that are still loops: scans and scatters. Layer 2.
+"""Operators with a kernel of their own: scans, scatters, sorts. Layer 2.
 
 The one idea: order matters in them, so the axis along which it matters stays a serial loop, and the
 lanes and workers take what is independent: other rows of a scan, other columns of a scatter. Results
@@ -14,6 +14,7 @@ from gossamer.compile.calls import BufferRef, Call
 from gossamer.compile.gemm import Target
 from gossamer.compile.llvm import write_kernel
 from gossamer.compile.lower import Lowering, ravel, unravel
+from gossamer.compile.sort import argsort_calls
 from gossamer.ir.index import Index, Read, const, var
 from gossamer.ir.loop import Axis, Kernel, Pass, Reduce, Store, Val
 from gossamer.ir.node import Node
@@ -74,6 +75,15 @@ def _scatter(node: Node, buffers: dict[int, int], target: Target, specialize: bo
     return calls
 
 
+def _argsort(node: Node, buffers: dict[int, int], target: Target, specialize: bool) -> list[Call]:
+    """Positions in sorted order; `prepare` has put the operand in memory."""
+    base = node.inputs[0]
+    while base.op.name == "reshape":
+        base = base.inputs[0]
+    return argsort_calls(node, buffers[id(base)], buffers[id(node)])
+
+
 SPECIAL: dict[str, Callable[[Node, dict[int, int], Target, bool], list[Call]]] = {
     "scan": _scan, "scatter": _scatter, "scatter_add": _scatter,
+    "argsort": _argsort,
 }
