@@ -54,7 +54,8 @@ class Loop:
         with b.loop("0", "%n", max(width, 1) * unroll) as first:
             for u in range(unroll):
                 i = b.add(first, str(u * max(width, 1))) if u else first
-                values = [e.of(d).load(b.gep(p, i, d.llvm)) for d, p in zip(inputs, pointers)]
+                values = [e.of(d).load(b.gep(p, i, d.llvm))
+                          for d, p in zip(inputs, pointers[:-1], strict=True)]
                 e.of(output).store(rule(e, *values), b.gep(pointers[-1], i, output.llvm))
         self.inputs, self.output, self.width = inputs, output, max(width, 1) * unroll
         self.text = b.finish() + "\n".join(dict.fromkeys(b.declares.values()))
@@ -91,7 +92,7 @@ class Loop:
         n = arrays[0].size
         padded = -(-n // self.width) * self.width
         full = []
-        for a, d in zip(arrays, self.inputs):
+        for a, d in zip(arrays, self.inputs, strict=True):
             p = np.ones(padded, d.storage)
             p[:n] = np.ravel(a).astype(d.storage, copy=False)
             full.append(p)
