@@ -31,6 +31,16 @@ _MAPPED = 1 << 20  # bytes from which a block is a mapping of its own
 _HUGE = 1 << 22  # bytes from which transparent huge pages are asked for (as NumPy does)
 
 
+@functools.cache
+def _physical_bytes() -> int:
+    """Memory of this machine; 8 GiB where the system does not tell."""
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        pages = os.sysconf("SC_PHYS_PAGES")
+        if pages > 0:
+            return pages * mmap.PAGESIZE
+    return 8 << 30
+
+
 # (address, size of its class, what owns the memory); None in a Buffer of borrowed memory
 _Block = tuple[int, int, object]
 
@@ -45,6 +55,19 @@ class _Pool:
         self.idle: OrderedDict[int, list[_Block]] = OrderedDict()
         self.idle_bytes = self.live = self.peak = 0
         self.bound = max(1 << 28, _physical_bytes() // 8)
+
+    def shrink(self, bound: int) -> None:
+        """Drop idle blocks until at most `bound` bytes are left, the stalest class first."""
+        while self.idle_bytes > bound:
+            size, blocks = next(iter(self.idle.items()))
+            while blocks and self.idle_bytes > bound:
+                blocks.pop()
+                self.idle_bytes -= size
+            if not blocks:
+                del self.idle[size]
+
+
+_pool = _Pool()
 
 
 class Buffer:
@@ -64,11 +87,10 @@ class Buffer:
     _block: _Block | None
     _array: np.ndarray | None  # the array that owns borrowed memory
 
-    def __del__(self) -> None:
+    def __del__(self, pool: _Pool = _pool) -> None:  # bound: globals go before the last buffers
         block = self._block
         if block is not None:
             size = block[1]
-            pool = _pool
             with pool.lock:
                 pool.live -= size
                 pool.idle_bytes += size
@@ -78,7 +100,7 @@ class Buffer:
                     pool.idle[size] = [block]
                 if pool.idle_bytes > pool.bound:
                     pool.idle.move_to_end(size)
-                    _shrink(pool.bound)
+                    pool.shrink(pool.bound)
 
     @property
     def borrowed(self) -> bool:
@@ -183,24 +205,12 @@ def size_class(nbytes: int) -> int:
     return (nbytes + step - 1) & -step
 
 
-def _shrink(bound: int) -> None:
-    """Drop idle blocks until at most `bound` bytes are left, the stalest class first."""
-    pool = _pool
-    while pool.idle_bytes > bound:
-        size, blocks = next(iter(pool.idle.items()))
-        while blocks and pool.idle_bytes > bound:
-            blocks.pop()
-            pool.idle_bytes -= size
-        if not blocks:
-            del pool.idle[size]
-
-
 def _obtain(size: int, nbytes: int) -> _Block:
     """A new block of `size` bytes; idle blocks are dropped if need be."""
     try:
         return _from_system(size)
     except (MemoryError, OSError, OverflowError, ValueError):
-        _shrink(0)
+        _pool.shrink(0)
     try:
         return _from_system(size)
     except (MemoryError, OSError, OverflowError, ValueError):
@@ -260,17 +270,7 @@ def cached_bytes() -> int:
 def release_cached() -> None:
     """Give all idle blocks back to the system."""
     with _pool.lock:
-        _shrink(0)
-
-
-@functools.cache
-def _physical_bytes() -> int:
-    """Memory of this machine; 8 GiB where the system does not tell."""
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        pages = os.sysconf("SC_PHYS_PAGES")
-        if pages > 0:
-            return pages * mmap.PAGESIZE
-    return 8 << 30
+        _pool.shrink(0)
 
 
 def _readable(nbytes: int) -> str:
@@ -280,9 +280,6 @@ def _readable(nbytes: int) -> str:
             return f"{value:,.4g} {unit}"
         value /= 1024
     return f"{value:,.1f} GiB"
-
-
-_pool = _Pool()
 
 
 def _after_fork_in_child() -> None:

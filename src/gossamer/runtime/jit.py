@@ -33,6 +33,7 @@ from gossamer.compile.calls import KernelSource
 from gossamer.core.errors import CompileError
 from gossamer.core.settings import setting
 from gossamer.runtime import cache, device
+from gossamer.runtime.softfloat import SOFTFLOAT
 
 __all__ = ["Stats", "addresses", "assembly", "function_attributes", "machine_text", "stats"]
 
@@ -379,7 +380,10 @@ def _find(name: str) -> int:
 
 
 def _external(source: KernelSource, name: str) -> int:
+    """Address of a function that `source` calls: of this process, or one of ours."""
     address = _find(name)
+    if not address and name in SOFTFLOAT:
+        address = addresses([SOFTFLOAT[name]])[0]
     if not address:
         raise CompileError(
             f"kernel {source.symbol}: it calls {name}, which no library of this process defines; "
