@@ -103,8 +103,6 @@ class Emitter(Memory):
     def digamma(self, x: str) -> str:
         return self.math("digamma", x)
 
-    def cbrt(self, x: str) -> str:
-        return self.math("cbrt", x)
 
     def atan2(self, y: str, x: str) -> str:
         return self.math("atan2", y, x)

@@ -11,6 +11,7 @@ NaN, infinities, the sign of zero and the order of additions are kept; vecmath u
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import Self
 
 from gossamer.compile.builder import FunctionBuilder
@@ -110,9 +111,10 @@ class Arithmetic:
             return scalar_value
         if is_constant(scalar_value):
             return f"splat ({self.scalar} {scalar_value})"
-        one = self.builder.value(f"insertelement {self.t} poison, {self.scalar} {scalar_value}, i64 0")
-        return self.builder.value(
-            f"shufflevector {self.t} {one}, {self.t} poison, <{self.width} x i32> zeroinitializer")
+        t, b = self.t, self.builder
+        one = b.value(f"insertelement {t} poison, {self.scalar} {scalar_value}, i64 0")
+        zeros = f"<{self.width} x i32> zeroinitializer"
+        return b.value(f"shufflevector {t} {one}, {t} poison, {zeros}")
 
     def lanes(self) -> str:
         """The lane numbers 0, 1, ..., width-1 (0 for a scalar), in an integer dtype."""
@@ -134,8 +136,8 @@ class Arithmetic:
         return self.builder.value(f"call{flags} {self.t} @{symbol}({text})")
 
     def _unsupported(self, what: str) -> CompileError:
-        return CompileError(f"Emitter.{what}: operands are {self.dtype!r}; the instruction does not "
-                            "exist for this type. Cast in the operator's type rule first.")
+        return CompileError(f"Emitter.{what}: operands are {self.dtype!r}; this instruction does "
+                            "not exist for them. Cast in the operator's type rule first.")
 
     def _float_only(self, what: str) -> None:
         if not self.is_float:
@@ -185,6 +187,13 @@ class Arithmetic:
             return self.add(self.mul(a, b), c)
         return self.intrinsic("fma", a, b, c)
 
+    def polynomial(self, x: str, coefficients: Sequence[float]) -> str:
+        """Sum of coefficients[k] * x^k by Horner's rule in fused multiply-adds."""
+        result = self.const(coefficients[-1])
+        for c in reversed(coefficients[:-1]):
+            result = self.fma(result, x, self.const(c))
+        return result
+
     def sqrt(self, a: str) -> str:
         """Square root, correctly rounded; NaN below zero."""
         self._float_only("sqrt")
@@ -222,11 +231,15 @@ class Arithmetic:
 
     def maximum(self, a: str, b: str) -> str:
         """The larger; NaN if one of them is NaN. Literals must not be NaN."""
-        return self._propagating("ogt", a, b) if self.is_float else self._integer_extreme("max", a, b)
+        if self.is_float:
+            return self._propagating("ogt", a, b)
+        return self._integer_extreme("max", a, b)
 
     def minimum(self, a: str, b: str) -> str:
         """The smaller; NaN if one of them is NaN. Literals must not be NaN."""
-        return self._propagating("olt", a, b) if self.is_float else self._integer_extreme("min", a, b)
+        if self.is_float:
+            return self._propagating("olt", a, b)
+        return self._integer_extreme("min", a, b)
 
     def fmax(self, a: str, b: str) -> str:
         """The larger; the other one if one is NaN."""

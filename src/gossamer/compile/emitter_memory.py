@@ -127,11 +127,12 @@ class Memory(Arithmetic):
         self.builder.store(self.memory_t, raw, pointer, align or self.dtype.itemsize, note)
 
     def _memory_suffix(self) -> str:
-        lane = {"double": "f64", "float": "f32", "half": "f16"}.get(self.dtype.llvm, self.dtype.llvm)
+        names = {"double": "f64", "float": "f32", "half": "f16"}
+        lane = names.get(self.dtype.llvm, self.dtype.llvm)
         return f"v{self.width}{lane}"
 
     def load_masked(self, pointer: str, mask: str, passthru: str | None = None) -> str:
-        """Elements where `mask` holds; elsewhere no memory is touched and `passthru` (0) results."""
+        """Elements where `mask` holds; elsewhere `passthru` (0), and no memory is touched."""
         if not self.width:
             kept = self.load(self._safe(pointer, mask))
             return kept if passthru is None else self.select(mask, kept, passthru)
@@ -212,8 +213,8 @@ class Memory(Arithmetic):
                  "and": "and_", "or": "or_"}
         width = self.width or 1
         if kind not in names or width & (width - 1):
-            raise CompileError(f"Emitter.reduce({kind!r}) over {width} lanes: the kind must be one of "
-                               f"{', '.join(names)} and the width a power of two.")
+            raise CompileError(f"Emitter.reduce({kind!r}) over {width} lanes: the kind must be "
+                               f"one of {', '.join(names)} and the width a power of two.")
         if self.scalar == "i1" and self.width:  # one test of the mask register
             name = {"add": "or", "max": "or", "or": "or"}.get(kind, "and")
             return self.builder.intrinsic(f"llvm.vector.reduce.{name}.{self.suffix}", "i1",
@@ -363,7 +364,7 @@ class Memory(Arithmetic):
                           e.sub(result, e.copysign(e.abs(b), a)), result)
         result = e.copysign(result, a)
         limit = e.const(2.0 ** (22 if e.bits == 32 else 51))
-        simple = e.of(bool_).and_(e.lt(e.abs(quotient), limit), e.lt(e.abs(b), e.const(float("inf"))))
+        simple = e.of(bool_).and_(e.lt(e.abs(quotient), limit), e.isfinite(b))
         hard = e.of(bool_).not_(simple)
         return e.if_any(hard, lambda: e.select(hard, e.binary("frem", a, b), result), result)
 

@@ -1,26 +1,27 @@
-"""Mathematical functions on vectors: the registry. Layer 2."""
+"""The registry of mathematical functions on vectors. Layer 2.
+
+The one idea: a function is written once against the emitter and works for every width, float32
+and float64 (float16 and bfloat16 compute in float32). Errors in units of the last place (ulp),
+over denormals, zeros, infinities and NaN too, are asserted by tests/compile/test_vecmath.py: at
+most 2 in float32, at most 4 in float64 (digamma: 1e-13, absolute near its zeros).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from gossamer.compile.emitter_memory import Memory
+from gossamer.compile import vecmath_exp, vecmath_log, vecmath_pow, vecmath_special, vecmath_trig
 
 __all__ = ["FUNCTIONS"]
 
-
-def _libm(name: str) -> Callable[..., str]:
-    return lambda e, *operands: e.libm(name, *operands)
-
-
-def sigmoid(e: Memory, x: str) -> str:
-    """1 / (1 + exp(-x))."""
-    return e.reciprocal(e.add(e.const(1), e.libm("exp", e.neg(x))))
-
-
+# name -> function(emitter without fast-math flags, operands...)
 FUNCTIONS: dict[str, Callable[..., str]] = {
-    name: _libm(name) for name in (
-        "exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan sinh cosh tanh asinh acosh "
-        "atanh erf erfc lgamma cbrt atan2 pow hypot").split()
-}
-FUNCTIONS["sigmoid"] = sigmoid
+    name: getattr(module, name)
+    for module, names in (
+        (vecmath_exp, ("exp", "exp2", "expm1", "sigmoid", "tanh", "sinh", "cosh")),
+        (vecmath_log, ("log", "log2", "log10", "log1p", "asinh", "acosh", "atanh")),
+        (vecmath_trig, ("sin", "cos", "tan", "asin", "acos", "atan", "atan2")),
+        (vecmath_special, ("erf", "erfc", "erfinv", "lgamma", "digamma", "hypot")),
+    )
+    for name in names
+} | {"pow": vecmath_pow.power}

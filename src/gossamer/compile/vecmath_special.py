@@ -1,0 +1,155 @@
+"""Error functions, gamma functions and hypot on vectors. Layer 2.
+
+The one idea: erf near 0 is x times a polynomial in x^2; beyond 1 it is 1 - erfc(x), and erfc is
+exp(-x^2) times a slowly varying function (M. Shepherd and J. Laframboise, Chebyshev approximation
+of (1 + 2x) exp(x^2) erfc(x), 1981). Rare functions of float32 are computed in float64.
+"""
+
+from __future__ import annotations
+
+import math
+
+from gossamer.compile.emitter_memory import Memory
+from gossamer.compile.vecmath_exp import exp, exp_normal
+from gossamer.compile.vecmath_log import log
+from gossamer.compile.vecmath_tables import (
+    ERF_32,
+    ERF_64,
+    ERF_TAIL_32,
+    ERFCX_64,
+    ERFINV_32,
+    ERFINV_TAIL_32,
+    ERFINV_TAIL_64,
+)
+from gossamer.compile.vecmath_trig import tan
+from gossamer.core.dtype import bool_
+
+__all__ = ["digamma", "erf", "erfc", "erfinv", "hypot", "lgamma"]
+
+_INF, _NAN = float("inf"), float("nan")
+# Asymptotic series of digamma: B(2k) / (2k), k = 1..7 (Abramowitz and Stegun 6.3.18).
+_BERNOULLI = (1 / 12, -1 / 120, 1 / 252, -1 / 240, 1 / 132, -691 / 32760, 1 / 12)
+
+
+def erf(e: Memory, x: str) -> str:
+    """2/sqrt(pi) times the integral of exp(-t^2) from 0 to x."""
+    a = e.abs(x)
+    near = e.fma(x, e.polynomial(e.mul(x, x), ERF_32 if e.bits == 32 else ERF_64), x)
+    if e.bits == 32:
+        t = e.minimum(a, e.const(4.0))  # erf(4) is 1 to the last bit
+        complement = exp_normal(e, e.polynomial(t, ERF_TAIL_32))
+    else:
+        complement = _erfc_positive(e, e.minimum(a, e.const(7.0)))
+    far = e.copysign(e.sub(e.const(1), complement), x)
+    return e.select(e.lt(a, e.const(1)), near, far)
+
+
+def _erfc_positive(e: Memory, a: str) -> str:
+    """erfc(a) in float64 for 0 <= a <= 28."""
+    u = e.div(e.sub(a, e.const(2)), e.add(a, e.const(2)))
+    p = e.div(e.polynomial(u, ERFCX_64), e.fma(a, e.const(2), e.const(1)))
+    square = e.mul(a, a)
+    low = e.fma(a, a, e.neg(square))  # exp(-(square + low)) = exp(-square) (1 - low)
+    g = exp(e, e.neg(square))
+    return e.mul(e.fma(e.neg(low), g, g), p)
+
+
+def erfc(e: Memory, x: str) -> str:
+    """1 - erf(x) without cancellation for large x; float32 through float64."""
+    if e.bits == 32:
+        return e.wide.cast(erfc(e.wide, e.cast(x, e.wide.dtype)), e.dtype)
+    y = _erfc_positive(e, e.minimum(e.abs(x), e.const(28.0)))  # 0 beyond 27.3
+    return e.select(e.lt(x, e.const(0)), e.sub(e.const(2), y), y)
+
+
+def erfinv(e: Memory, x: str) -> str:
+    """The y with erf(y) = x: a polynomial in w = -log(1 - x^2) (M. Giles, Approximating the erfinv
+    function, 2010); in float64 followed by one step of Halley's method."""
+    w = e.neg(log(e, e.fma(e.neg(x), x, e.const(1))))
+    near = e.polynomial(e.sub(w, e.const(2.5)), ERFINV_32)
+    tail = ERFINV_TAIL_32 if e.bits == 32 else ERFINV_TAIL_64
+    far = e.polynomial(e.sub(e.sqrt(w), e.const(3)), tail)
+    central = e.lt(w, e.const(5))
+    whole = e.mul(x, e.select(central, e.const(1), e.const(3)))
+    y = e.fma(x, e.select(central, near, far), whole)
+    if e.bits == 64:
+        y = _halley(e, x, y)
+    y = e.select(e.eq(x, e.const(0)), x, y)  # keeps -0.0
+    end = e.eq(e.abs(x), e.const(1))
+    return e.select(end, e.copysign(e.const(_INF), x), y)
+
+
+def _halley(e: Memory, x: str, y: str) -> str:
+    """y corrected by u / (1 + y u), u = (erf(y) - x) / erf'(y): the error is cubed."""
+    # Beyond 1/2 the difference is taken between the distances from 1, where it cancels less.
+    distance = e.sub(e.const(1), e.abs(x))
+    outer = e.copysign(e.const(1), x)
+    outer = e.mul(outer, e.sub(distance, _erfc_positive(e, e.abs(y))))
+    inner = e.lt(e.abs(x), e.const(0.5))
+    error = e.select(inner, e.sub(erf(e, y), x), outer)
+    u = e.mul(error, e.mul(exp(e, e.mul(y, y)), e.const(math.sqrt(math.pi) / 2)))
+    return e.sub(y, e.div(u, e.fma(y, u, e.const(1))))
+
+
+def lgamma(e: Memory, x: str) -> str:
+    """log |gamma(x)| by C's library in float64, lane by lane: exact enough, but not fast yet."""
+    if e.bits == 32:
+        return e.wide.cast(lgamma(e.wide, e.cast(x, e.wide.dtype)), e.dtype)
+    return e.libm("lgamma", x)
+
+
+def digamma(e: Memory, x: str) -> str:
+    """The derivative of lgamma; relative error 1e-13 except near its zeros (absolute there).
+
+    psi(x) = psi(x + 10) - sum of 1/(x + i), where psi(x + 10) is an asymptotic series; negative x
+    by reflection: psi(x) = psi(1 - x) - pi / tan(pi x). NaN at negative integers, as PyTorch.
+    """
+    if e.bits == 32:
+        return e.wide.cast(digamma(e.wide, e.cast(x, e.wide.dtype)), e.dtype)
+    zero, one = e.const(0), e.const(1)
+    negative = e.lt(x, zero)
+    t = e.select(negative, e.sub(one, x), x)
+    small = e.lt(t, e.const(10))
+    s = e.select(small, t, one)
+    top, below = one, s  # sum of 1/(s + i) = top / below
+    for i in range(1, 10):
+        factor = e.add(s, e.const(i))
+        top, below = e.fma(top, factor, below), e.mul(below, factor)
+    shifted = e.select(small, e.add(t, e.const(10)), t)
+    z = e.reciprocal(e.mul(shifted, shifted))
+    series = e.mul(z, e.polynomial(z, _BERNOULLI))
+    y = e.sub(log(e, shifted), e.add(e.div(e.const(0.5), shifted), series))
+    y = e.select(small, e.sub(y, e.div(top, below)), y)
+    return _digamma_specials(e, x, y, negative)
+
+
+def _digamma_specials(e: Memory, x: str, y: str, negative: str) -> str:
+    fraction = e.sub(x, e.rint(x))
+    cotangent = e.div(e.const(math.pi), tan(e, e.mul(fraction, e.const(math.pi))))
+    pole = e.of(bool_).and_(negative, e.eq(fraction, e.const(0)))
+    y = e.select(negative, e.sub(y, cotangent), y)
+    y = e.select(pole, e.const(_NAN), y)
+    return e.select(e.eq(x, e.const(0)), e.copysign(e.const(_INF), e.neg(x)), y)
+
+
+def hypot(e: Memory, x: str, y: str) -> str:
+    """sqrt(x^2 + y^2) without overflow on the way; infinite if one of them is."""
+    ax, ay = e.abs(x), e.abs(y)
+    if e.bits == 32:
+        w = e.wide
+        a, b = e.cast(ax, w.dtype), e.cast(ay, w.dtype)
+        r = w.cast(w.sqrt(w.fma(a, a, w.mul(b, b))), e.dtype)
+    else:
+        r = _scaled_hypot(e, ax, ay)
+    inf, m = e.const(_INF), e.of(bool_)
+    return e.select(m.or_(e.eq(ax, inf), e.eq(ay, inf)), inf, r)
+
+
+def _scaled_hypot(e: Memory, a: str, b: str) -> str:
+    """Both sides times 2^-E, E the exponent of the larger one, which is multiplied back."""
+    i = e.integer
+    field = i.and_(e.to_bits(e.maximum(a, b)), i.const(0x7FF << 52))
+    field = i.maximum(field, i.const(1 << 52))
+    down = e.from_bits(i.sub(i.const(0x7FE << 52), field))
+    a, b = e.mul(a, down), e.mul(b, down)
+    return e.mul(e.sqrt(e.fma(a, a, e.mul(b, b))), e.from_bits(field))
