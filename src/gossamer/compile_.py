@@ -134,7 +134,8 @@ class _Specialization:
         _restore(trace)
         self.guards = list(trace.old_grads.values())
         self.modules = list(trace.modules.values())
-        if self.argument_writes or any(n.grad for n in out_nodes):
+        trained = bool(trace.set_grads or alive)
+        if self.argument_writes or (not trained and any(n.grad for n in out_nodes)):
             self.inline = True  # its result is differentiated outside: stay lazy, one graph
             return
         roots = [*out_nodes, *grad_nodes, *(new for _, _, new in alive)]
