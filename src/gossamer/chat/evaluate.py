@@ -75,14 +75,18 @@ def question_set(
 def replies_match(model: GPT, examples: Sequence[Rendered]) -> list[bool]:
     """For each rendered conversation: whether the model's greedy reply is exactly the given one.
 
+    A conversation longer than the model's context is not right: the model cannot say it.
+
     Cost: one forward pass over all tokens, in groups of ROWS of similar length.
     """
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i][0]))
+    context = model.config.sequence_len
+    fitting = (i for i, (ids, _) in enumerate(examples) if len(ids) <= context + 1)
+    order = sorted(fitting, key=lambda i: len(examples[i][0]))
     right = [False] * len(examples)
     for start in range(0, len(order), ROWS):
         rows = order[start : start + ROWS]
         longest = max(len(examples[i][0]) for i in rows)
-        T = min(-(-(longest - 1) // _LENGTH_STEP) * _LENGTH_STEP, model.config.sequence_len)
+        T = min(-(-(longest - 1) // _LENGTH_STEP) * _LENGTH_STEP, context)
         ids = np.zeros((ROWS, T + 1), np.int64)
         asked = np.zeros((ROWS, T + 1), np.bool_)
         for row, index in enumerate(rows):

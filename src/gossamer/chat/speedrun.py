@@ -27,7 +27,7 @@ from gossamer.chat.report import RunFacts, write_report
 from gossamer.chat.tasks import TASKS
 from gossamer.chat.terminal import ChatSession, run_chat
 from gossamer.chat.tokenizer import Tokenizer
-from gossamer.chat.train import Trainer, TrainSettings
+from gossamer.chat.train import Trainer, TrainSettings, check_optimizer
 from gossamer.core.errors import CheckpointError
 from gossamer.models.gpt import GPT, GPTConfig
 
@@ -157,6 +157,7 @@ def _begin(
 ) -> Trainer:
     """A new run: its folder, tokenizer and model; `run.json` keeps what a resume needs."""
     started = clock()
+    check_optimizer(options.optimizer)
     folder = _new_folder(options)
     tokenizer = Tokenizer.train(tokenizer_corpus(TASKS, options.seed), _VOCABULARY)
     gs.manual_seed(options.seed)

@@ -31,7 +31,8 @@ from gossamer.chat.tokenizer import Tokenizer
 from gossamer.core.errors import GossamerError
 from gossamer.models.gpt import GPT
 
-__all__ = ["History", "Interrupted", "Trainer", "TrainingDiverged", "TrainSettings"]
+__all__ = ["History", "Interrupted", "Trainer", "TrainingDiverged", "TrainSettings",
+           "build_optimizers", "check_optimizer"]
 
 _SMOOTHING = 0.9  # of the loss shown
 _RATE_STEPS = 20  # steps over which tokens/s are measured
@@ -316,12 +317,17 @@ class Trainer:
             signal.signal(signal.SIGINT, previous)
 
 
+def check_optimizer(name: str) -> None:
+    """Raise ValueError if there is no recipe for this optimizer."""
+    if name not in _MATRIX_LR:
+        raise ValueError(
+            f"optimizer={name!r}: there is no recipe for it; choose one of {', '.join(_MATRIX_LR)}."
+        )
+
+
 def build_optimizers(model: GPT, settings: TrainSettings) -> list[gs.optim.Optimizer]:
     """Muon on the blocks' matrices and AdamW on embedding and head, or AdamW on everything."""
-    if settings.optimizer not in _MATRIX_LR:
-        raise ValueError(
-            f"optimizer={settings.optimizer!r}: it must be one of {', '.join(_MATRIX_LR)}."
-        )
+    check_optimizer(settings.optimizer)
     matrices = model.matrix_parameters()
     matrix_lr = settings.matrix_lr or _MATRIX_LR[settings.optimizer]
     tables = [

@@ -1,0 +1,204 @@
+"""The chat in a terminal and the command line: streams, commands, one clear line for mistakes."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from gossamer import cli
+from gossamer.chat.speedrun import SpeedrunOptions, speedrun
+from gossamer.chat.terminal import ChatSession, TextStream, run_chat
+from gossamer.chat.tokenizer import Tokenizer
+from gossamer.models.gpt import GPTConfig
+
+TOKENIZER = Tokenizer.train(["hello there, how are you? Spell cat: c-a-t"] * 9, 290)
+
+
+class Parrot:
+    """A stand-in for a model: it replies with what it was told to, token by token."""
+
+    def __init__(self, reply: str, sequence_len: int = 128) -> None:
+        self.config = GPTConfig(vocab_size=290, sequence_len=sequence_len)
+        self.reply = reply
+        self.prompts: list[str] = []
+        self.options: list[dict[str, object]] = []
+
+    def generate(self, ids: list[int], **options: object) -> Iterator[int]:
+        self.prompts.append(TOKENIZER.decode(ids))
+        self.options.append(options)
+        yield from TOKENIZER.encode(self.reply)
+
+
+def session(reply: str, sequence_len: int = 128) -> tuple[ChatSession, Parrot]:
+    parrot = Parrot(reply, sequence_len)
+    return ChatSession(parrot, TOKENIZER), parrot  # type: ignore[arg-type]
+
+
+def typed(lines: list[str]) -> Callable[[str], str]:
+    """Stands for `input`: gives the lines, then the end of input."""
+    rest = iter(lines)
+
+    def read(prompt: str) -> str:
+        try:
+            return next(rest)
+        except StopIteration:
+            raise EOFError from None
+
+    return read
+
+
+def chat(talk: ChatSession, lines: list[str]) -> str:
+    out = io.StringIO()
+    run_chat(talk, Console(file=out, width=200), typed(lines))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("text", ["plain", "naïve café", "日本語 ok", "👩‍🚀!", "a\ufffdb", ""])
+def test_stream_never_shows_half_a_character(text: str) -> None:
+    stream, shown = TextStream(TOKENIZER), []
+    for token in TOKENIZER.encode(text):
+        shown.append(stream.push(token))
+        if "\ufffd" not in text:
+            assert "\ufffd" not in shown[-1]
+    assert "".join(shown) + stream.rest() == text
+
+
+def test_stream_shows_what_stays_broken() -> None:
+    stream = TextStream(TOKENIZER)
+    half = TOKENIZER.encode("é")[:1]
+    assert stream.push(half[0]) == "" and stream.rest() == "\ufffd"
+
+
+def test_conversation_is_remembered_and_cleared() -> None:
+    talk, parrot = session("hello")
+    output = chat(talk, ["hi", "again", "/clear", "new"])
+    assert output.count("bot > hello") == 3
+    assert "hi<|user_end|><|assistant_start|>hello<|assistant_end|>" in parrot.prompts[1]
+    assert "again" not in parrot.prompts[2] and "forgotten" in output
+    assert [m["content"] for m in talk.messages] == ["new", "hello"]
+
+
+def test_old_turns_are_left_out_when_the_context_is_full() -> None:
+    talk, parrot = session("hello there", sequence_len=110)
+    output = chat(talk, [f"turn {i} how are you?" for i in range(6)])
+    assert "no longer fit" in output
+    assert "turn 5" in parrot.prompts[-1] and "turn 0" not in parrot.prompts[-1]
+    assert all(len(TOKENIZER.encode(p)) for p in parrot.prompts)
+
+
+def test_a_message_longer_than_the_context_is_refused() -> None:
+    talk, parrot = session("hello", sequence_len=64)
+    output = chat(talk, ["x7 " * 100, "hi"])
+    assert "reads at most 63" in output and "bot > hello" in output
+    assert len(parrot.prompts) == 1 and len(talk.messages) == 2
+
+
+def test_commands() -> None:
+    talk, parrot = session("hello")
+    output = chat(talk, ["/help", "/temperature 0.5", "hi", "/temperature 9", "/temperature x",
+                         "/nonsense", "", "/quit", "never"])
+    assert parrot.options[0]["temperature"] == 0.5 and talk.temperature == 0.5
+    assert output.count("must be a number from 0 to 2") == 2
+    assert "/nonsense: no such command" in output and "Ctrl-D" in output
+    assert len(parrot.prompts) == 1
+
+
+def test_ctrl_c_ends_the_reply_not_the_chat() -> None:
+    talk, parrot = session("hello")
+    whole = parrot.generate
+
+    def interrupted(ids: list[int], **options: object) -> Iterator[int]:
+        yield from list(whole(ids, **options))[:2]
+        if len(parrot.prompts) == 1:
+            raise KeyboardInterrupt
+
+    parrot.generate = interrupted  # type: ignore[method-assign]
+    output = chat(talk, ["hi", "again"])
+    assert output.count("bot >") == 2
+    assert [m["role"] for m in talk.messages] == ["user", "assistant"] * 2
+
+
+# The command line ---------------------------------------------------------------------------
+
+
+def run_cli(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["gossamer", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    code = caught.value.code
+    if isinstance(code, str):  # as the interpreter does with a message
+        print(code, file=sys.stderr)
+        return 1
+    return int(code or 0)
+
+
+def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out.startswith("gossamer 0.")
+
+
+def test_chat_without_a_model_says_which_command_makes_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run_cli(monkeypatch, "chat", "--root", str(tmp_path)) == 1
+    error = capsys.readouterr().err
+    assert "gossamer speedrun" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [("speedrun", "--resume", "nobody"),
+                                       ("chat", "nobody"),
+                                       ("speedrun", "--optimizer", "sgd")])
+def test_mistakes_are_one_line_and_status_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path,
+    arguments: tuple[str, ...],
+) -> None:
+    assert run_cli(monkeypatch, *arguments, "--root", str(tmp_path)) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("gossamer: ") and error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_arguments_are_usage_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run_cli(monkeypatch, "speedrun", "--minutes", "soon") == 2
+    assert run_cli(monkeypatch, "speedrun", "--minutes", "-1") == 2
+
+
+@pytest.mark.parametrize("package", ["typer", "rich", "tokenizers", "matplotlib"])
+def test_a_missing_extra_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], package: str
+) -> None:
+    for name in [n for n in sys.modules if n == package or n.startswith(package + ".")]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in [n for n in sys.modules if n.startswith(("gossamer.chat", "gossamer.cli.app"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    assert run_cli(monkeypatch, "--version") == 1
+    error = capsys.readouterr().err
+    assert package in error and "pip install 'gossamer[chat]'" in error
+
+
+# From nothing to a report -------------------------------------------------------------------
+
+
+def test_speedrun_from_nothing_to_a_report(tmp_path: Path) -> None:
+    """Six seconds: nothing is learned, but every phase runs and ends in time."""
+    out = io.StringIO()
+    options = SpeedrunOptions(minutes=0.1, questions=4, root=tmp_path)
+    folder = speedrun(options, chat=False, console=Console(file=out, width=200))
+    assert folder == tmp_path / "speedrun"
+    report = (folder / "report.md").read_text()
+    assert "44 held-out" in report and "| story |" in report and "none dropped" in report
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "mean exact match" in out.getvalue() and "left" in out.getvalue()
+    resumed = speedrun(
+        SpeedrunOptions(root=tmp_path), resume="speedrun", chat=False,
+        console=Console(file=out, width=200),
+    )
+    assert resumed == folder  # nothing was left to train: tested and reported again
+    with pytest.raises(FileExistsError, match="--resume speedrun"):
+        speedrun(SpeedrunOptions(name="speedrun", root=tmp_path), chat=False)

@@ -1,0 +1,298 @@
+"""Training: resume equals uninterrupted, checkpoints are whole, bad luck ends in one clear line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+import gossamer as gs
+from gossamer.chat import checkpoint as room
+from gossamer.chat.checkpoint import checkpoints_of, find_run, latest, load_model, save
+from gossamer.chat.curriculum import Curriculum, tokenizer_corpus
+from gossamer.chat.evaluate import Score, evaluate, mean_score, question_set, replies_match
+from gossamer.chat.progress import Display, StepInfo
+from gossamer.chat.schedule import Schedule
+from gossamer.chat.tasks import TASKS
+from gossamer.chat.tokenizer import Tokenizer
+from gossamer.chat.train import (
+    Interrupted,
+    Trainer,
+    TrainingDiverged,
+    TrainSettings,
+    build_optimizers,
+)
+from gossamer.core.errors import CheckpointError
+from gossamer.models.gpt import GPT, GPTConfig
+
+SETTINGS = TrainSettings(
+    seconds=30.0, batch_size=2, quizzes=2, checkpoint_seconds=1e9, schedule=Schedule(4, 0.5, 0.1)
+)
+
+
+class StepClock(Display):
+    """A display that is also the clock: a second passes with each step, so runs repeat exactly."""
+
+    def __init__(self) -> None:
+        super().__init__(Console(quiet=True))
+        self.now = 0.0
+        self.notes: list[str] = []
+
+    def step(self, info: StepInfo) -> None:
+        self.now += 1.0
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def read(self) -> float:
+        return self.now
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(tokenizer_corpus(TASKS)[:4000], 320)
+
+
+def make_trainer(
+    tokenizer: Tokenizer, folder: Path, settings: TrainSettings = SETTINGS
+) -> Trainer:
+    gs.manual_seed(settings.seed)
+    config = GPTConfig(vocab_size=tokenizer.vocab_size, n_layer=1, n_head=2, n_embd=16,
+                       sequence_len=128)
+    return trainer_of(GPT(config), tokenizer, folder, settings)
+
+
+def trainer_of(
+    model: GPT, tokenizer: Tokenizer, folder: Path, settings: TrainSettings
+) -> Trainer:
+    clock = StepClock()
+    plan = Curriculum(TASKS, tokenizer, {}, read_share=0.3)
+    return Trainer(model, plan, settings, folder, clock, clock.read)
+
+
+def weights(model: GPT) -> dict[str, list[float]]:
+    return {k: v.reshape(-1).tolist() for k, v in model.state_dict().items()}
+
+
+def newest(folder: Path) -> Path:
+    found = latest(folder)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_resumed_equals_uninterrupted_bit_for_bit(
+    tokenizer: Tokenizer, tmp_path: Path, optimizer: str
+) -> None:
+    """Across the switch of stages and two quizzes: stopped after 7 steps, or in one go."""
+    base = replace(SETTINGS, optimizer=optimizer, max_steps=26)
+    straight = make_trainer(tokenizer, tmp_path / "a", base)
+    straight.run()
+    make_trainer(tokenizer, tmp_path / "b", replace(base, max_steps=7)).run()
+    checkpoint = load_model(newest(tmp_path / "b"))
+    second = trainer_of(checkpoint.model, checkpoint.tokenizer, tmp_path / "b", base)
+    second.resume(checkpoint)
+    second.run()
+    assert [s[2] for s in second.history.steps] == [s[2] for s in straight.history.steps]
+    assert weights(second.model) == weights(straight.model)
+    assert second.curriculum.weights == straight.curriculum.weights
+    assert len(straight.history.quizzes) == len(second.history.quizzes) == 2
+    assert straight.history.tokens == second.history.tokens == 26 * 2 * 128
+
+
+def test_loss_falls(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    trainer = make_trainer(tokenizer, tmp_path)
+    losses = [row[2] for row in trainer.run().steps]
+    assert sum(losses[-5:]) / 5 < losses[0] - 0.5
+    assert latest(tmp_path) is not None
+
+
+def test_run_ends_within_its_budget(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    trainer = make_trainer(tokenizer, tmp_path, replace(SETTINGS, seconds=12.0, quizzes=0))
+    history = trainer.run()
+    assert 10 <= len(history.steps) <= 12 and history.steps[-1][1] <= 12.0
+
+
+def test_schedule_rises_holds_and_falls() -> None:
+    schedule = Schedule(warmup_steps=10, warmdown=0.5, final=0.1)
+    assert schedule.factor(0, 0.0) == pytest.approx(0.1)
+    assert schedule.factor(9, 0.0) == schedule.factor(500, 0.5) == 1.0
+    assert schedule.factor(500, 0.75) == pytest.approx(0.55)
+    assert schedule.factor(500, 1.0) == schedule.factor(500, 1.2) == pytest.approx(0.1)
+
+
+def test_learning_rate_reaches_the_optimizers(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, schedule=Schedule(1, 0.5, 0.0), lr_scale=0.5, quizzes=0)
+    trainer = make_trainer(tokenizer, tmp_path, settings)
+    trainer.run()
+    last = trainer.optimizers[0].param_groups[0]["lr"]
+    progress = (len(trainer.history.steps) - 1) / settings.seconds
+    assert last == pytest.approx(0.02 * 0.5 * (1 - progress) / 0.5)
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    trainer = make_trainer(tokenizer, tmp_path / "mine")
+    seen = trainer.display.step
+
+    def press(info: StepInfo) -> None:
+        seen(info)
+        if info.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    trainer.display.step = press  # type: ignore[method-assign]
+    with pytest.raises(Interrupted, match="--resume mine"):
+        trainer.run()
+    assert load_model(newest(tmp_path / "mine")).state["step"] in (3, 4)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_nan_loss_stops_with_what_to_try(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    trainer = make_trainer(tokenizer, tmp_path, replace(SETTINGS, max_steps=3))
+    trainer.run()
+    good = newest(tmp_path)
+    trainer.settings = replace(SETTINGS, max_steps=9)
+    with gs.no_grad():
+        trainer.model.head.weight.fill_(float("nan"))
+    with pytest.raises(TrainingDiverged, match="step 4.*--lr-scale") as caught:
+        trainer.run()
+    assert str(good) in str(caught.value) and newest(tmp_path) == good
+
+
+def test_weights_that_are_not_finite_are_never_saved(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """The loss of a step is that before its update; the weights are checked before a save."""
+    trainer = make_trainer(tokenizer, tmp_path, replace(SETTINGS, max_steps=2, lr_scale=1e38))
+    with pytest.raises(TrainingDiverged):
+        trainer.run()
+    assert latest(tmp_path) is None
+
+
+def test_adaptive_weights_follow_the_errors(tokenizer: Tokenizer) -> None:
+    plan = Curriculum(TASKS, tokenizer, {})
+    plan.learn_from([Score("spell", 10, 10), Score("add", 0, 10)])
+    assert plan.weights["add"] / TASKS["add"].share == 1.0
+    assert plan.weights["spell"] < plan.weights["add"] / 2
+    other = Curriculum(TASKS, tokenizer, {})
+    other.load_state(json.loads(json.dumps(plan.state())))
+    assert other.weights == plan.weights
+
+
+def test_one_forward_pass_scores_as_decoding_does(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """An overfitted model gets some right and some wrong; both ways agree on each."""
+    trainer = make_trainer(tokenizer, tmp_path, replace(SETTINGS, max_steps=20))
+    trainer.run()
+    model = trainer.model
+    examples, decoded = [], []
+    for asked in question_set(TASKS, 3).values():
+        prompt = tokenizer.render_prompt([{"role": "user", "content": asked[0].text}])
+        if len(prompt) > 60:
+            continue
+        reply = list(model.generate(prompt, max_tokens=30, stop=(tokenizer.assistant_end,)))
+        right = [*prompt, *reply, tokenizer.assistant_end]
+        wrong = [*prompt, *reply[:-1], (reply[-1] + 1) % 320, tokenizer.assistant_end]
+        mask = [0] * len(prompt) + [1] * (len(reply) + 1)
+        if len(reply) < 30:  # it stopped by itself, so the end token is its own
+            examples += [(right, mask), (wrong, mask)]
+            decoded += [True, False]
+        else:
+            examples += [(right[:-1], mask[:-1]), (wrong[:-1], mask[:-1])]
+            decoded += [True, False]
+    assert len(examples) >= 8
+    assert replies_match(model, examples) == decoded
+
+
+def test_evaluation_counts_and_lists_failures(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    model = make_trainer(tokenizer, tmp_path).model
+    scores = evaluate(model, tokenizer, question_set(TASKS, 7))
+    assert [s.task for s in scores] == list(TASKS)
+    assert all(s.asked == 7 and s.right == 0 and len(s.failures) == 5 for s in scores)
+    mean, error = mean_score([Score("a", 50, 100), Score("b", 100, 100)])
+    assert mean == 0.75 and error == pytest.approx(0.05 / 2)
+
+
+# Checkpoints --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run_folder(tokenizer: Tokenizer, tmp_path: Path) -> Path:
+    make_trainer(tokenizer, tmp_path / "run", replace(SETTINGS, max_steps=2)).run()
+    return tmp_path / "run"
+
+
+def test_checkpoint_is_self_describing(run_folder: Path) -> None:
+    folder = newest(run_folder)
+    assert {p.name for p in folder.iterdir()} == {
+        "config.json", "tokenizer.json", "model.safetensors", "optimizer.safetensors",
+        "state.json"}
+    assert load_model(folder).model.config.n_embd == 16
+
+
+def test_only_the_newest_two_are_kept(run_folder: Path) -> None:
+    checkpoint = load_model(newest(run_folder))
+    optimizers = build_optimizers(checkpoint.model, SETTINGS)
+    for step in (5, 6, 7):
+        save(run_folder / "checkpoints", checkpoint.model, checkpoint.tokenizer, optimizers,
+             {"step": step})
+    names = [p.name for p in checkpoints_of(run_folder / "checkpoints")]
+    assert names == ["step-000006", "step-000007"]
+    assert not list((run_folder / "checkpoints").glob(".partial-*"))
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors",
+                                  "state.json"])
+@pytest.mark.parametrize("harm", ["missing", "truncated", "garbage"])
+def test_damaged_checkpoints_are_named(run_folder: Path, name: str, harm: str) -> None:
+    path = newest(run_folder) / name
+    if harm == "missing":
+        path.unlink()
+    else:
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2] if harm == "truncated" else b"\x93 no")
+    with pytest.raises(CheckpointError, match=name):
+        load_model(newest(run_folder))
+
+
+def test_other_formats_are_refused(run_folder: Path) -> None:
+    path = newest(run_folder) / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "format": 99}))
+    with pytest.raises(CheckpointError, match="format 99"):
+        load_model(newest(run_folder))
+    config["config"]["n_embd"] = 32
+    path.write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="from one run"):
+        load_model(newest(run_folder))
+
+
+def test_a_failed_write_leaves_the_old_one(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = load_model(newest(run_folder))
+    before = sorted(p.name for p in (run_folder / "checkpoints").iterdir())
+
+    def full(*args: object, **options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(room, "save_file", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        save(run_folder / "checkpoints", checkpoint.model, checkpoint.tokenizer,
+             build_optimizers(checkpoint.model, SETTINGS), {"step": 9})
+    assert sorted(p.name for p in (run_folder / "checkpoints").iterdir()) == before
+
+
+def test_a_half_written_checkpoint_is_not_seen(run_folder: Path) -> None:
+    (run_folder / "checkpoints" / ".partial-1-step-000099").mkdir()
+    assert newest(run_folder).name == "step-000002"
+
+
+def test_find_run(run_folder: Path) -> None:
+    root = run_folder.parent
+    assert find_run(root, None) == find_run(root, "run") == find_run(root, str(run_folder))
+    with pytest.raises(CheckpointError, match="the runs here are: run"):
+        find_run(root, "other")
+    with pytest.raises(CheckpointError, match="gossamer speedrun"):
+        find_run(root / "nowhere", None)

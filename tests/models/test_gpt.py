@@ -1,0 +1,140 @@
+"""The GPT: causal, cached decoding equals naive, counts are right, sizes are checked."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+import gossamer as gs
+from gossamer.models.gpt import GPT, GPTConfig, KVCache, sample_token
+
+SMALL = GPTConfig(vocab_size=70, n_layer=2, n_head=4, n_embd=32, sequence_len=24)
+GROUPED = GPTConfig(vocab_size=70, n_layer=2, n_head=4, n_kv_head=2, n_embd=32, sequence_len=24)
+BOTH = pytest.mark.parametrize("config", [SMALL, GROUPED], ids=["full", "grouped"])
+
+
+def trained_like(config: GPTConfig) -> GPT:
+    """A model whose every part matters: the zero-initialised outputs get values too."""
+    gs.manual_seed(3)
+    model = GPT(config)
+    with gs.no_grad():
+        for parameter in model.parameters():
+            gs.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def random_ids(model: GPT, rows: int, length: int) -> gs.Tensor:
+    return gs.randint(0, model.config.vocab_size, (rows, length))
+
+
+def test_starts_as_a_uniform_guess() -> None:
+    gs.manual_seed(0)
+    model = GPT(SMALL)
+    ids = random_ids(model, 4, 24)
+    loss = model.loss(ids[:, :-1], ids[:, 1:]).item()
+    assert abs(loss - math.log(SMALL.vocab_size)) < 0.01
+
+
+@BOTH
+def test_the_future_changes_nothing(config: GPTConfig) -> None:
+    model = trained_like(config)
+    ids = random_ids(model, 2, 12)
+    changed = ids.clone()
+    changed[:, 8:] = (changed[:, 8:] + 1) % config.vocab_size
+    with gs.no_grad():
+        a, b = model(ids), model(changed)
+    assert gs.allclose(a[:, :8], b[:, :8], atol=1e-5)
+    assert not gs.allclose(a[:, 8:], b[:, 8:], atol=1e-3)
+
+
+@BOTH
+@pytest.mark.parametrize("chunks", [(12,), (1,) * 12, (5, 7), (5, 1, 4, 2)])
+def test_cached_forward_equals_the_whole(config: GPTConfig, chunks: tuple[int, ...]) -> None:
+    model = trained_like(config)
+    ids = random_ids(model, 3, 12)
+    with gs.no_grad():
+        whole = model(ids)
+        cache, parts, start = KVCache(config, batch=3), [], 0
+        for length in chunks:
+            parts.append(model(ids[:, start : start + length], cache))
+            start += length
+    assert cache.length == 12
+    assert gs.allclose(gs.cat(parts, dim=1), whole, atol=1e-4)
+
+
+@BOTH
+def test_generate_equals_naive_decoding(config: GPTConfig) -> None:
+    model = trained_like(config)
+    ids = [1, 2, 3]
+    expected = list(ids)
+    with gs.no_grad():
+        for _ in range(15):
+            expected.append(int(model(gs.tensor([expected]))[0, -1].argmax().item()))
+    assert list(model.generate(ids, max_tokens=15)) == expected[3:]
+
+
+def test_generate_stops_at_stop_tokens_and_at_the_context() -> None:
+    model = trained_like(SMALL)
+    free = list(model.generate([1, 2], max_tokens=10))
+    stopped = list(model.generate([1, 2], max_tokens=10, stop=(free[4],)))
+    assert stopped == free[: free.index(free[4])]
+    assert len(list(model.generate([1] * 20, max_tokens=100))) == 4
+    for prompt in ([], [1] * 24):
+        with pytest.raises(ValueError, match="between 1 and 23"):
+            list(model.generate(prompt, max_tokens=1))
+
+
+def test_sampling_repeats_by_seed_and_respects_top_k() -> None:
+    model = trained_like(SMALL)
+    one = list(model.generate([1], max_tokens=20, temperature=1.0, seed=5))
+    assert one == list(model.generate([1], max_tokens=20, temperature=1.0, seed=5))
+    assert one != list(model.generate([1], max_tokens=20, temperature=1.0, seed=6))
+    greedy = list(model.generate([1], max_tokens=20))
+    assert list(model.generate([1], max_tokens=20, temperature=0.7, top_k=1)) == greedy
+    rng = gs.Generator().manual_seed(0)
+    logits = gs.tensor([0.0, 3.0, -1.0, 2.9])
+    assert {sample_token(logits, 1.0, 2, rng) for _ in range(60)} == {1, 3}
+
+
+def test_counts() -> None:
+    model = GPT(GPTConfig())
+    D, V, L, T = 128, 1024, 4, 256
+    matmul = L * 12 * D * D + V * D
+    assert model.count_parameters() - matmul - V * D < 10 * D  # little beside the big matrices
+    assert model.estimate_flops() == 6 * matmul + 12 * L * D * T
+    assert len(model.matrix_parameters()) == 6 * L
+
+
+def test_head_is_padded_and_logits_are_not() -> None:
+    model = GPT(SMALL)
+    assert model.head.weight.shape[0] == 128
+    assert model(random_ids(model, 1, 4)).shape[-1] == 70
+
+
+def test_ignored_targets_do_not_count() -> None:
+    model = trained_like(SMALL)
+    ids = random_ids(model, 2, 10)
+    targets = random_ids(model, 2, 10)
+    targets[0] = -1
+    half = model.loss(ids, targets).item()
+    alone = model.loss(ids[1:], targets[1:]).item()
+    assert abs(half - alone) < 1e-5
+
+
+def test_every_parameter_gets_a_gradient() -> None:
+    model = trained_like(GROUPED)
+    ids = random_ids(model, 2, 12)
+    model.loss(ids[:, :-1], ids[:, 1:]).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum().item() > 0, name
+
+
+def test_bad_sizes() -> None:
+    with pytest.raises(ValueError, match=r"multiple of 2 \* n_head"):
+        GPTConfig(n_embd=100, n_head=8)
+    with pytest.raises(ValueError, match="must divide n_head"):
+        GPTConfig(n_head=4, n_kv_head=3)
+    model = GPT(SMALL)
+    with pytest.raises(ValueError, match="exceed the context of 24"):
+        model(random_ids(model, 1, 25))
