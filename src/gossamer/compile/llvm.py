@@ -175,9 +175,9 @@ class _KernelWriter:
         self.values.scope = parent
 
     def _hoist(self, unbound: set[str]) -> None:
-        """Load now what does not depend on the loops still to be entered."""
+        """Compute now what does not depend on the loops still to be entered."""
         for val in self.kernel.values():
-            if val.kind == "load" and not (val.vars & unbound) and self._ready(val):
+            if val.kind in ("load", "op") and not (val.vars & unbound) and self._ready(val):
                 self.values.emit(val, None)
 
     def _ready(self, val: Val) -> bool:
