@@ -9,9 +9,19 @@ from __future__ import annotations
 from gossamer import (
     autograd as autograd,
     creation as creation,
+    gathering as gathering,
     indexing as indexing,
+    joining as joining,
     layout as layout,
+    linalg as linalg,
+    mathematics as mathematics,
+    matrices as matrices,
+    members as members,
     pointwise as pointwise,
+    products as products,
+    reductions as reductions,
+    scanning as scanning,
+    sorting as sorting,
     views as views,
 )
 from gossamer.dispatch import PUBLIC

@@ -172,7 +172,7 @@ def make_function(op: Op, name: str) -> Callable[..., Tensor]:
 _BY_HAND = {"add", "sub", "div", "round", "pow", "trunc_divide", "shift_left", "shift_right",
             "shift_right_logical", "mulhi_u32", "polygamma", "cast", "where", "bitwise_not"}
 # Composite records that are pointwise functions of one tensor without parameters.
-_COMPOSITES = ("square",)
+_COMPOSITES: tuple[str, ...] = ()
 _FUNCTION_ONLY = {"isnan", "isinf", "isfinite"}
 
 
