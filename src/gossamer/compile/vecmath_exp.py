@@ -76,13 +76,21 @@ def _scale(e: Memory, p: str, shifted: str, negative: str) -> str:
     return e.mul(e.mul(p, factor), rest)
 
 
+def _leave_out(e: Memory, x: str, least: float) -> tuple[str, str]:
+    """(x < least, x with those lanes set to 0): where a result is 0, nothing may underflow.
+
+    A product that underflows takes the processor about a hundred times longer than any other, and
+    such lanes are common: masked attention scores are all -inf.
+    """
+    nothing = e.lt(x, e.const(least))
+    return nothing, e.select(nothing, e.const(0), x)
+
+
 def exp(e: Memory, x: str) -> str:
     """e^x; denormal results included."""
     f = _format(e)
-    # Where the result is 0, compute something harmless: a product that underflows takes the
-    # processor a hundred times longer than one that does not (masked scores are all -inf).
-    nothing = e.lt(x, e.const(f.least))
-    x = e.minimum(e.select(nothing, e.const(0), x), e.const(f.largest))
+    nothing, x = _leave_out(e, x, f.least)
+    x = e.minimum(x, e.const(f.largest))
     shifted, r = _reduce(e, x)
     p = e.add(_expm1_of_r(e, r), e.const(1))
     return e.select(nothing, e.const(0), _scale(e, p, shifted, e.lt(x, e.const(0))))
@@ -91,10 +99,12 @@ def exp(e: Memory, x: str) -> str:
 def exp_of_negative(e: Memory, x: str) -> str:
     """e^x for x <= 0, which saves the choice of the two factors."""
     f, i = _format(e), e.integer
-    shifted, r = _reduce(e, e.maximum(x, e.const(f.least)))
+    nothing, x = _leave_out(e, x, f.least)
+    shifted, r = _reduce(e, x)
     p = e.add(_expm1_of_r(e, r), e.const(1))
     factor = e.from_bits(i.add(shifted, i.const((f.bias + f.half) << f.mantissa)))
-    return e.mul(e.mul(p, factor), e.const(2.0 ** -f.half))
+    rest = e.select(nothing, e.const(0), e.const(2.0 ** -f.half))
+    return e.mul(e.mul(p, factor), rest)
 
 
 def exp_normal(e: Memory, x: str) -> str:
@@ -106,12 +116,13 @@ def exp_normal(e: Memory, x: str) -> str:
 def exp2(e: Memory, x: str) -> str:
     """2^x; exact for integers."""
     f = _format(e)
-    lowest = float(-f.bias - f.mantissa - 1)
-    x = e.minimum(e.maximum(x, e.const(lowest)), e.const(float(f.bias + 2)))
+    nothing, x = _leave_out(e, x, float(-f.bias - f.mantissa - 1))
+    x = e.minimum(x, e.const(float(f.bias + 2)))
     t = e.add(x, e.const(f.magic))
     r = e.mul(e.sub(x, e.sub(t, e.const(f.magic))), e.const(_LN_2))
     shifted = e.integer.shl(e.to_bits(t), e.integer.const(f.mantissa))
-    return _scale(e, e.add(_expm1_of_r(e, r), e.const(1)), shifted, e.lt(x, e.const(0)))
+    y = _scale(e, e.add(_expm1_of_r(e, r), e.const(1)), shifted, e.lt(x, e.const(0)))
+    return e.select(nothing, e.const(0), y)
 
 
 def exp2_of_sum(e: Memory, high: str, low: str) -> str:
