@@ -15,7 +15,6 @@ import numpy as np
 
 import gossamer as gs
 
-
 # Beginnings of the names of dtypes that Gossamer deliberately has not.
 ABSENT = ("complex", "uint16", "uint32", "uint64", "q", "float8", "bits")
 
