@@ -17,7 +17,6 @@ from weakref import ref
 
 import numpy as np
 
-from gossamer.compile.pipeline import compile_graph, may_share
 from gossamer.core.dtype import DType
 from gossamer.core.errors import TraceError
 from gossamer.creation import tensor
@@ -27,7 +26,8 @@ from gossamer.modes import MODES
 from gossamer.realize import realize
 from gossamer.runtime.data import Data
 from gossamer.runtime.engine import Canonical
-from gossamer.runtime.program import Program, host_target
+from gossamer.runtime.plans import specialized_plan
+from gossamer.runtime.program import Program
 from gossamer.runtime.threads import get_num_threads
 from gossamer.tensor import Tensor, leaf_node, wrap
 from gossamer.trace import Trace
@@ -145,7 +145,6 @@ class _Specialization:
         self.grads = grads
         self.writes = [(t, len(out_nodes) + len(grad_nodes) + i)
                        for i, (t, _, _) in enumerate(alive)]
-        self._link(alive)
         if owner.verbose:
             print(f"gossamer.compile: traced {owner.name} in {time.perf_counter() - start:.2f} s: "
                   f"{self.nodes} nodes, {len(self.program.compiled.calls)} kernel calls, "
@@ -178,7 +177,6 @@ class _Specialization:
         self.nodes = len(graph.order)
         order = {id(n): i for i, n in enumerate(trace.inputs)}
         self.sources: list[Any] = []
-        states: dict[int, _State] = {}
         for node in graph.leaves:
             owner = node.owner() if node.owner is not None else None
             if node.op is INPUT:
@@ -189,24 +187,19 @@ class _Specialization:
                 get = trace.scalars.get(id(node))
                 self.sources.append(_Scalar(get, node.dtype) if get is not None else number)
             elif owner is not None and (owner._node is node or owner._read() is node):
-                states[id(owner)] = state = _State(owner, node)
-                self.sources.append(state)
+                self.sources.append(_State(owner, node))
             else:
                 self.sources.append(node.value)
-        canonical_roots, inputs = graph.graph(literal=True)
-        compiled = compile_graph(canonical_roots, inputs, host_target(), specialize=True)
-        self.program = Program(compiled, [(r.shape, r.dtype) for r in roots], 0, keep_arena=True)
-        self.states = states
-
-    def _link(self, alive: list[tuple[Tensor, Node, Node]]) -> None:
-        """Pair each written tensor with the input that holds its old value."""
         numbers = {id(s.tensor): i for i, s in enumerate(self.sources) if isinstance(s, _State)}
-        for t, root in self.writes:
-            number = numbers.get(id(t))
-            if number is not None:
-                state = self.sources[number]
-                state.root = root
-                state.shareable = may_share(self.program.compiled, root, number)
+        first = len(roots) - len(alive)
+        donate = [(first + i, numbers[id(t)]) for i, (t, _, _) in enumerate(alive)
+                  if id(t) in numbers]
+        compiled = specialized_plan(graph, donate)
+        self.program = Program(compiled, [(r.shape, r.dtype) for r in roots], 0, keep_arena=True)
+        for root, number in donate:
+            state = self.sources[number]
+            state.root = root
+            state.shareable = (root, number) in compiled.shared
 
     # calling ----------------------------------------------------------------------------------
     def holds(self) -> bool:

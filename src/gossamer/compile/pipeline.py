@@ -22,9 +22,9 @@ from gossamer.compile.schedule import Cluster, schedule
 from gossamer.compile.simplify import simplify
 from gossamer.compile.special import SPECIAL, kernel_call
 from gossamer.ir.loop import Kernel
-from gossamer.ir.node import Node, toposort
+from gossamer.ir.node import Node, toposort, type_text, user_line
 
-__all__ = ["Compiled", "compile_graph", "may_share"]
+__all__ = ["Compiled", "compile_graph"]
 
 
 @dataclass
@@ -38,9 +38,10 @@ class Compiled:
         sizes: bytes of every computed buffer.
         outputs: buffer number of each root; several roots may share one, or name an input.
         arena: places of the temporaries.
-        checks: (buffer number, node): a boolean to look at after the run; true means that an
-            index of `node` was out of range.
-        clusters: for `explain`: the nodes behind each call.
+        checks: (buffer number, message): a boolean to look at after the run; true means that an
+            index was out of range.
+        shared: (root, input) pairs: the root may be written over the input that it replaces.
+        owners, kernels: for `explain`: the cluster and the loops behind each call.
     """
 
     calls: list[Call]
@@ -48,14 +49,14 @@ class Compiled:
     sizes: dict[int, int]
     outputs: list[int]
     arena: Arena
-    checks: list[tuple[int, Node]]
-    clusters: list[Cluster] = field(default_factory=list)
-    owners: list[Cluster] = field(default_factory=list)  # the cluster of each call
-    kernels: list[Kernel | None] = field(default_factory=list)  # loops of each call, if it has any
+    checks: list[tuple[int, str]]
+    shared: frozenset[tuple[int, int]] = frozenset()
+    owners: list[Cluster] = field(default_factory=list)
+    kernels: list[Kernel | None] = field(default_factory=list)
 
 
 def compile_graph(roots: Sequence[Node], inputs: Sequence[Node], target: Target,
-                  specialize: bool) -> Compiled:
+                  specialize: bool, donate: Sequence[tuple[int, int]] = ()) -> Compiled:
     """Compile a graph.
 
     Args:
@@ -63,6 +64,7 @@ def compile_graph(roots: Sequence[Node], inputs: Sequence[Node], target: Target,
         inputs: `input` leaves, in the order of the program's first buffers.
         target: the machine.
         specialize: sizes as literals (compiled functions), else as words (one kernel, all shapes).
+        donate: (root, input) pairs of which `shared` is to tell.
     """
     graph = simplify(expand(list(roots)))
     checks = index_checks(toposort(graph))
@@ -86,9 +88,20 @@ def compile_graph(roots: Sequence[Node], inputs: Sequence[Node], target: Target,
     outputs = numbers[:len(graph)]
     kept = set(numbers)
     arena = plan_arena(calls, {b: n for b, n in sizes.items() if b not in kept})
-    return Compiled(calls, len(inputs), sizes, outputs, arena,
-                    [(b, c.node) for b, c in zip(numbers[len(graph):], checks, strict=True)],
-                    plan.clusters, owners, kernels)
+    made = Compiled(calls, len(inputs), sizes, outputs, arena,
+                    [(b, _out_of_range(c.node))
+                     for b, c in zip(numbers[len(graph):], checks, strict=True)],
+                    owners=owners, kernels=kernels)
+    made.shared = frozenset(pair for pair in donate if _may_share(made, *pair))
+    return made
+
+
+def _out_of_range(node: Node) -> str:
+    file, line = user_line(node)
+    table = node.inputs[0]
+    return (f"{node.op.name}: an index into {type_text(table)} is out of range; it must be in "
+            f"[-{table.shape[0]}, {table.shape[0]}). Made at {file}:{line}. Check the indices (token "
+            "ids, labels) against the size of the table.")
 
 
 def _in_memory(root: Node) -> Node:
@@ -116,7 +129,7 @@ def _cluster_calls(cluster: Cluster, buffers: dict[int, int], target: Target,
     return [kernel_call(kernel, target, specialize)], kernel
 
 
-def may_share(compiled: Compiled, root: int, number: int) -> bool:
+def _may_share(compiled: Compiled, root: int, number: int) -> bool:
     """Whether root number `root` may be written over input `number`, which it replaces.
 
     So if one elementwise kernel writes it, reads the input at no other element than the one it

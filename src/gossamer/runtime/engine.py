@@ -47,11 +47,16 @@ class Canonical:
         key: equal for graphs that one program can compute.
         leaves: nodes in memory, in the order of the program's inputs.
         params: runtime scalars, as raw words.
+        literals: the same numbers as text, for keys of programs that write them into kernels.
         order: the graph's nodes, inputs first.
         numbers: id of node -> its number in the key.
     """
 
     __slots__ = ("key", "leaves", "numbers", "order", "params", "roots")
+
+    @property
+    def literals(self) -> tuple[str, ...]:
+        return tuple(repr(n.attrs["value"]) for n in self.order if n.op is CONSTANT)
 
     def __init__(self, roots: Sequence[Node]) -> None:
         self.roots = list(roots)

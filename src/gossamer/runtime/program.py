@@ -17,7 +17,7 @@ from gossamer.compile.gemm import Target
 from gossamer.compile.pipeline import Compiled
 from gossamer.core.dtype import DType
 from gossamer.core.errors import IndexingError
-from gossamer.ir.node import Node, Shape, type_text, user_line
+from gossamer.ir.node import Shape
 from gossamer.runtime.buffer import Buffer, allocate
 from gossamer.runtime.data import Data
 from gossamer.runtime.device import host
@@ -91,9 +91,9 @@ class Program:
                 self._arena = arena
         pointers.append(arena.address)
         self.executable.run(pointers, params)
-        for b, node in compiled.checks:
+        for b, message in compiled.checks:
             if buffers[b].as_numpy(np.dtype(np.bool_), ())[()]:
-                raise _out_of_range(node)
+                raise IndexingError(message)
         return [inputs[b] if b < self.inputs and inputs[b].shape == shape
                 else Data(buffers[b] if b >= self.inputs else inputs[b].buffer, shape, dtype)
                 for b, (shape, dtype) in zip(compiled.outputs, self.types, strict=True)]
@@ -105,15 +105,6 @@ class Program:
         pointers = [*(d.buffer.address for d in inputs), *(b.address for b in buffers),
                     arena.address]
         return self.executable.profile(pointers, params)
-
-
-def _out_of_range(node: Node) -> IndexingError:
-    file, line = user_line(node)
-    table = node.inputs[0]
-    return IndexingError(
-        f"{node.op.name}: an index into {type_text(table)} is out of range; it must be in "
-        f"[-{table.shape[0]}, {table.shape[0]}). Made at {file}:{line}. Check the indices (token "
-        "ids, labels) against the size of the table.")
 
 
 def _renumbered(call: Call, inputs: int, place: dict[int, int], offsets: dict[int, int],
