@@ -148,7 +148,7 @@ def lerp(input: Tensor, end: Any, weight: Any) -> Tensor:
 def addcmul(input: Tensor, tensor1: Any, tensor2: Any, *, value: Any = 1) -> Tensor:
     """`input + value * tensor1 * tensor2`."""
     a, b, c = _typed("gs.addcmul", input, tensor1, tensor2)
-    return wrap(TABLE["addcmul"](a, b, c, value=prims.scalar_value(value, a.dtype)))
+    return wrap(TABLE["addcmul"](a, b, c, prims.const(value, a)))
 
 
 @public(inplace=True)
@@ -157,7 +157,7 @@ def addcdiv(input: Tensor, tensor1: Any, tensor2: Any, *, value: Any = 1) -> Ten
     """`input + value * tensor1 / tensor2`; not for integers."""
     a, b, c = _typed("gs.addcdiv", input, tensor1, tensor2)
     need_float(a, "gs.addcdiv")
-    return wrap(TABLE["addcdiv"](a, b, c, value=float(value)))
+    return wrap(TABLE["addcdiv"](a, b, c, prims.const(value, a)))
 
 
 # ------------------------------------------------------------------------- logarithms and angles

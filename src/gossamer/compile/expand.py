@@ -36,7 +36,7 @@ def expansion(node: Node) -> Node | tuple[Node, ...]:
     finally:
         STATE.where, STATE.grad_enabled = where, enabled
     _check(node, found)
-    node.expansion = found  # type: ignore[assignment]
+    node.expansion = found
     return found
 
 
@@ -62,9 +62,10 @@ def _stands_for(node: Node, keep: Collection[str]) -> Node | None:
         source = node.inputs[0]
         if source.op.body is None or source.op.name in keep or source.value is not None:
             return None
-        found = expansion(source)
-        assert isinstance(found, tuple)
-        return found[node.attrs["index"]]
+        parts = expansion(source)
+        assert isinstance(parts, tuple)
+        picked: Node = parts[node.attrs["index"]]
+        return picked
     if op.body is None or op.name in keep or node.outs is not None:
         return None
     found = expansion(node)

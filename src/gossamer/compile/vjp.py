@@ -61,7 +61,7 @@ def _accumulate(found: dict[int, Cotangent], node: Node, g: Cotangent) -> None:
     if node.outs is None:
         found[id(node)] = g if old is None else TABLE["add"](old, g)
         return
-    slots = [None] * len(node.outs) if old is None else old
+    slots: list[Any] = [None] * len(node.outs) if old is None else old
     for i, part in enumerate(g):
         if part is not None:
             slots[i] = part if slots[i] is None else TABLE["add"](slots[i], part)

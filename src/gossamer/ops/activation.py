@@ -11,7 +11,6 @@ swish).
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
@@ -36,7 +35,6 @@ from gossamer.ops.elementwise import (
 from gossamer.ops.functions import erf, exp, expm1, log1p, sigmoid, tanh
 from gossamer.ops.rules import (
     SHAPES,
-    Sampler,
     Type,
     batch_elementwise,
     dtype_error,
@@ -62,11 +60,11 @@ def _between(low: Node, high: Node) -> Node:
 
 # piecewise linear --------------------------------------------------------------------------------
 
-relu = activation(
+relu: Op = activation(
     "relu", "max(x, 0)", lambda x: maximum(x, _zero(x)), infer=number_type, cost=1.0,
     vjp=lambda g, y, x: (where(le(y, _zero(y)), _zero(g), g),), onnx="Relu-14")
 
-leaky_relu = activation(
+leaky_relu: Op = activation(
     "leaky_relu", "x where x > 0, else slope * x",
     lambda x, *, slope: where(gt(x, _zero(x)), x, scaled(x, slope)), cost=2.0,
     attrs=({"slope": 0.01}, {"slope": 1.5}), onnx="LeakyRelu-16")
@@ -87,7 +85,7 @@ def _clamp_vjp(g: Node, y: Node, x: Node, *, low: float | None, high: float | No
     return (g,)
 
 
-clamp = activation(
+clamp: Op = activation(
     "clamp", "x limited to [low, high]; None is no limit", _clamp, vjp=_clamp_vjp,
     infer=number_type, cost=2.0, onnx="Clip-13",
     attrs=({"low": -1.0, "high": 1.0}, {"low": None, "high": 0.5}, {"low": 0.5, "high": None}))
@@ -98,30 +96,30 @@ def _inside(x: Node, low: float, high: float) -> Node:
     return _between(gt(x, constant(low, x)), lt(x, constant(high, x)))
 
 
-hardtanh = activation(
+hardtanh: Op = activation(
     "hardtanh", "x limited to [low, high]; slope 0 at the bounds", _clamp, infer=number_type,
     vjp=lambda g, y, x, *, low, high: (where(_inside(x, low, high), g, _zero(g)),), cost=2.0,
     attrs=({"low": -1.0, "high": 1.0}, {"low": 0.0, "high": 2.0}))
 
-relu6 = activation(
+relu6: Op = activation(
     "relu6", "x limited to [0, 6]", lambda x: hardtanh(x, low=0, high=6), infer=number_type,
     cost=2.0, special=(-1.0, 0.0, 3.0, 6.0, 7.0, float("nan")))
 
 _THREES = (-4.0, -3.0, -1.0, 0.0, 3.0, 4.0, float("nan"))
 
-hardsigmoid = activation(
+hardsigmoid: Op = activation(
     "hardsigmoid", "relu6(x + 3) / 6",
     lambda x: scaled(relu6(add(x, constant(3, x))), 1 / 6), special=_THREES, cost=4.0,
     onnx="HardSigmoid-6")
 
-hardswish = activation(
+hardswish: Op = activation(
     "hardswish", "x * relu6(x + 3) / 6", lambda x: mul(x, hardsigmoid(x)), special=_THREES,
     vjp=lambda g, y, x: (where(
         le(x, constant(-3, x)), _zero(g),
         where(ge(x, constant(3, x)), g, mul(g, add(scaled(x, 1 / 3), constant(0.5, x))))),),
     cost=5.0, onnx="HardSwish-14")
 
-hardshrink = activation(
+hardshrink: Op = activation(
     "hardshrink", "x where |x| > width, else 0",
     lambda x, *, width: where(le(abs_(x), constant(width, x)), _zero(x), x), cost=3.0,
     attrs=({"width": 0.5},), special=(-0.6, -0.5, 0.0, 0.5, 0.6, float("nan")))
@@ -133,12 +131,12 @@ def _softshrink(x: Node, *, width: float) -> Node:
     return where(gt(x, w), sub(x, w), near)
 
 
-softshrink = activation(
+softshrink: Op = activation(
     "softshrink", "x - width above width, x + width below -width, else 0", _softshrink,
     vjp=lambda g, y, x, *, width: (where(le(abs_(x), constant(width, x)), _zero(g), g),), cost=4.0,
     attrs=({"width": 0.5},), special=(-0.6, -0.5, 0.0, 0.5, 0.6, float("nan")))
 
-threshold = activation(
+threshold: Op = activation(
     "threshold", "x where x > limit, else value",
     lambda x, *, limit, value: where(le(x, constant(limit, x)), constant(value, x), x),
     infer=number_type, cost=2.0, attrs=({"limit": 0.1, "value": 20.0},))
@@ -158,8 +156,8 @@ def _elu(x: Node, *, alpha: float) -> Node:
     return where(positive, x, scaled(expm1(low), alpha))
 
 
-elu = activation("elu", "x where x > 0, else alpha * (e^x - 1)", _elu,
-                 attrs=({"alpha": 1.0}, {"alpha": 0.5}), onnx="Elu-6")
+elu: Op = activation("elu", "x where x > 0, else alpha * (e^x - 1)", _elu,
+                     attrs=({"alpha": 1.0}, {"alpha": 0.5}), onnx="Elu-6")
 
 # Klambauer et al. 2017, equation 14: the fixed point with mean 0 and variance 1.
 SELU_SCALE, SELU_ALPHA = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717
@@ -170,8 +168,8 @@ def _selu(x: Node) -> Node:
     return scaled(elu(x, alpha=SELU_ALPHA), SELU_SCALE)
 
 
-selu = activation("selu", "1.0507 * elu(x, 1.6733): activations keep mean 0 and variance 1", _selu,
-                  onnx="Selu-6")
+selu: Op = activation("selu", "1.0507 * elu(x, 1.6733): keeps mean 0 and variance 1", _selu,
+                      onnx="Selu-6")
 
 
 @in_float32
@@ -180,8 +178,8 @@ def _celu(x: Node, *, alpha: float) -> Node:
     return where(positive, x, scaled(expm1(scaled(low, 1 / alpha)), alpha))
 
 
-celu = activation("celu", "x where x > 0, else alpha * (e^(x/alpha) - 1)", _celu,
-                  attrs=({"alpha": 1.0}, {"alpha": 0.5}), onnx="Celu-12")
+celu: Op = activation("celu", "x where x > 0, else alpha * (e^(x/alpha) - 1)", _celu,
+                      attrs=({"alpha": 1.0}, {"alpha": 0.5}), onnx="Celu-12")
 
 
 @in_float32
@@ -210,7 +208,7 @@ def _gelu_vjp(g: Node, y: Node, x: Node, *, approximate: str) -> tuple[Node]:
     return (mul(g, add(scaled(add(t, constant(1, t)), 0.5), mul(x, bell))),)
 
 
-gelu = activation(
+gelu: Op = activation(
     "gelu", "x * Phi(x), Phi the normal distribution function (by erf, or approximated by tanh)",
     _gelu, vjp=_gelu_vjp, attrs=({"approximate": "none"}, {"approximate": "tanh"}),
     special=(-10.0, -1.0, -0.0, 0.0, 1.0, 10.0, float("nan")), cost=25.0, onnx="Gelu-20")
@@ -222,8 +220,8 @@ def _silu_vjp(g: Node, y: Node, x: Node) -> tuple[Node]:
     return (mul(mul(g, s), add(constant(1, x), mul(x, sub(constant(1, s), s)))),)
 
 
-silu = activation("silu", "x * sigmoid(x)", in_float32(lambda x: mul(x, sigmoid(x))),
-                  vjp=_silu_vjp, onnx="Swish-24")
+silu: Op = activation("silu", "x * sigmoid(x)", in_float32(lambda x: mul(x, sigmoid(x))),
+                      vjp=_silu_vjp, onnx="Swish-24")
 
 
 @in_float32
@@ -234,7 +232,7 @@ def _softplus(x: Node, *, beta: float, limit: float) -> Node:
     return where(linear, x, curved)
 
 
-softplus = activation(
+softplus: Op = activation(
     "softplus", "log(1 + e^(beta x)) / beta; x where beta x > limit", _softplus, cost=20.0,
     attrs=({"beta": 1.0, "limit": 20.0}, {"beta": 2.0, "limit": 3.0}), onnx="Softplus-1")
 
@@ -244,36 +242,37 @@ def _logsigmoid(x: Node) -> Node:
     return sub(minimum(x, _zero(x)), log1p(exp(neg(abs_(x)))))
 
 
-logsigmoid = activation(
+logsigmoid: Op = activation(
     "logsigmoid", "log(sigmoid(x))", _logsigmoid, cost=20.0,
     vjp=in_float32(lambda g, y, x: (mul(g, sigmoid(neg(x))),)))
 
-mish = activation(
+mish: Op = activation(
     "mish", "x * tanh(softplus(x))",
     in_float32(lambda x: mul(x, tanh(softplus(x, beta=1.0, limit=20.0)))), cost=30.0,
     onnx="Mish-18")
 
-softsign = activation(
+softsign: Op = activation(
     "softsign", "x / (1 + |x|)", in_float32(lambda x: div(x, add(abs_(x), constant(1, x)))),
     cost=6.0, onnx="Softsign-1")
 
-tanhshrink = activation("tanhshrink", "x - tanh(x)", in_float32(lambda x: sub(x, tanh(x))))
+tanhshrink: Op = activation("tanhshrink", "x - tanh(x)", in_float32(lambda x: sub(x, tanh(x))))
 
-square = activation("square", "x * x", lambda x: mul(x, x), infer=number_type, cost=1.0)
+square: Op = activation("square", "x * x", lambda x: mul(x, x), infer=number_type, cost=1.0)
 
-# three operands ----------------------------------------------------------------------------------
-
-
-def _three_numbers(op: Op, a: Node, b: Node, c: Node, **_: Any) -> Type:
-    same_numbers(op, a, b)
-    return same_numbers(op, a, c)
+# several operands --------------------------------------------------------------------------------
 
 
-def _three_floats(op: Op, a: Node, b: Node, c: Node, **_: Any) -> Type:
-    if a.dtype.kind != "f":
-        raise dtype_error(op, (a, b, c), "the operands must be floating-point",
+def _all_numbers(op: Op, *xs: Node) -> Type:
+    for x in xs[1:]:
+        same_numbers(op, xs[0], x)
+    return xs[0].shape, xs[0].dtype
+
+
+def _all_floats(op: Op, *xs: Node) -> Type:
+    if xs[0].dtype.kind != "f":
+        raise dtype_error(op, xs, "the operands must be floating-point",
                           "Convert them with .float().")
-    return _three_numbers(op, a, b, c)
+    return _all_numbers(op, *xs)
 
 
 def _lerp(a: Node, b: Node, weight: Node) -> Node:
@@ -295,25 +294,23 @@ def _lerp_vjp(g: Node, y: Node, a: Node, b: Node, weight: Node) -> tuple[Node | 
             mul(g, weight) if b.grad else None, mul(g, sub(b, a)) if weight.grad else None)
 
 
-lerp = composite("lerp", "a + weight * (b - a)", infer=_three_floats, body=in_float32(_lerp),
-                 vjp=in_float32(_lerp_vjp), batch=batch_elementwise, promote="same", cost=5.0,
-                 samples=_lerp_samples)
+lerp: Op = composite("lerp", "a + weight * (b - a)", infer=_all_floats, body=in_float32(_lerp),
+                     vjp=in_float32(_lerp_vjp), batch=batch_elementwise, promote="same", cost=5.0,
+                     samples=_lerp_samples)
 
 
 def _scaled_product(rng: np.random.Generator) -> list[Sample]:
-    return [Sample(s.inputs, {"value": v}, s.gradient)
-            for s, v in zip(samples_of(3, (0.5, 2.0))(rng), (1.0, 0.5, -2.0, 3.0, 1.0),
-                            strict=True)]
+    return samples_of(4, (0.5, 2.0))(rng)
 
 
-_SCALED: Sampler = _scaled_product
+# `value` is an operand, not an attribute: as a constant it becomes a runtime scalar, so that a
+# learning rate that changes compiles nothing.
+addcmul: Op = composite(
+    "addcmul", "a + value * b * c", infer=_all_numbers, batch=batch_elementwise,
+    body=in_float32(lambda a, b, c, value: add(a, mul(value, mul(b, c)))),
+    promote="same", cost=3.0, samples=_scaled_product)
 
-addcmul = composite(
-    "addcmul", "a + value * b * c", infer=_three_numbers, batch=batch_elementwise,
-    body=in_float32(lambda a, b, c, *, value: add(a, scaled(mul(b, c), value))),
-    promote="same", cost=3.0, samples=_SCALED)
-
-addcdiv = composite(
-    "addcdiv", "a + value * b / c", infer=_three_floats, batch=batch_elementwise,
-    body=in_float32(lambda a, b, c, *, value: add(a, scaled(div(b, c), value))),
-    promote="same", cost=6.0, samples=_SCALED)
+addcdiv: Op = composite(
+    "addcdiv", "a + value * b / c", infer=_all_floats, batch=batch_elementwise,
+    body=in_float32(lambda a, b, c, value: add(a, mul(value, div(b, c)))),
+    promote="same", cost=6.0, samples=_scaled_product)

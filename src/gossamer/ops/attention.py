@@ -178,6 +178,12 @@ def _attention_batch(op: Op, size: int, *inputs: Node, **attrs: Any) -> Node:
     return op(*inputs, **attrs)
 
 
+def _blind(rng: np.random.Generator) -> Sample:
+    """A query that sees no key: its log-sum-exp is -inf, which has no derivative."""
+    (q, k, v, seen), attrs = next(c for c in _cases(rng) if c[0][-1].dtype == bool)
+    return Sample((q, k, v, np.zeros_like(seen)), attrs, gradient=False)
+
+
 def _cases(rng: np.random.Generator) -> list[tuple[tuple[np.ndarray, ...], dict[str, Any]]]:
     plain = {"mask": False, "start": False, "causal": False, "window": 0, "scale": 0.5}
     def qkv(batch: Shape, h: int, g: int, t: int, s: int) -> tuple[np.ndarray, ...]:
@@ -185,7 +191,6 @@ def _cases(rng: np.random.Generator) -> list[tuple[tuple[np.ndarray, ...], dict[
                 rng.normal(size=(*batch, g, s, 3)))
     seen = rng.random((1, 1, 3, 4)) < 0.6
     seen[..., 0] = True
-    seen[0, 0, 1] = False  # a row that sees nothing
     return [
         (qkv((), 1, 1, 1, 1), plain), (qkv((2,), 2, 1, 3, 3), {**plain, "causal": True}),
         (qkv((1,), 4, 2, 2, 5), {**plain, "scale": 0.7}),
@@ -196,13 +201,13 @@ def _cases(rng: np.random.Generator) -> list[tuple[tuple[np.ndarray, ...], dict[
          {**plain, "start": True, "causal": True, "window": 2})]
 
 
-attention = composite(
+attention: Op = composite(
     "attention",
     "softmax(q.k^T * scale + mask).v for each head, and the log-sum-exp of each row. Keys behind "
     "position start + i (causal), or `window` or more before it, are not seen by query i.",
     infer=_attention_type, body=_attention, vjp=_attention_vjp, batch=_attention_batch,
     promote="none", cost=100.0, onnx="Attention-23",
-    samples=lambda rng: [Sample(inputs, attrs) for inputs, attrs in _cases(rng)])
+    samples=lambda rng: [*(Sample(inputs, attrs) for inputs, attrs in _cases(rng)), _blind(rng)])
 
 
 def scaled_dot_product_attention(q: Node, k: Node, v: Node, mask: Node | None = None,
@@ -253,7 +258,7 @@ def _grad_samples(rng: np.random.Generator) -> list[Sample]:
     return found
 
 
-attention_grad = composite(
+attention_grad: Op = composite(
     "attention_grad",
     "Cotangents of q, k, v (and of a float mask if mask_grad) from that of attention's result, its "
     "log-sum-exps `lse`, and delta = sum of g * result over the last axis.",

@@ -37,14 +37,14 @@ def _bitwise(name: str, doc: str, reference: Callable[..., Any], lower: Callable
                        samples=lambda rng: [*integer_samples(2)(rng), _BOOLS])
 
 
-bitwise_and = _bitwise("bitwise_and", "a & b, bit by bit", np.bitwise_and,
-                       lambda e, a, b: e.and_(a, b), "BitwiseAnd-18")
-bitwise_or = _bitwise("bitwise_or", "a | b, bit by bit", np.bitwise_or,
-                      lambda e, a, b: e.or_(a, b), "BitwiseOr-18")
-bitwise_xor = _bitwise("bitwise_xor", "a ^ b, bit by bit", np.bitwise_xor,
-                       lambda e, a, b: e.xor(a, b), "BitwiseXor-18")
+bitwise_and: Op = _bitwise("bitwise_and", "a & b, bit by bit", np.bitwise_and,
+                           lambda e, a, b: e.and_(a, b), "BitwiseAnd-18")
+bitwise_or: Op = _bitwise("bitwise_or", "a | b, bit by bit", np.bitwise_or,
+                          lambda e, a, b: e.or_(a, b), "BitwiseOr-18")
+bitwise_xor: Op = _bitwise("bitwise_xor", "a ^ b, bit by bit", np.bitwise_xor,
+                           lambda e, a, b: e.xor(a, b), "BitwiseXor-18")
 
-bitwise_not = elementwise(
+bitwise_not: Op = elementwise(
     "bitwise_not", "~x, all bits inverted", infer=_whole, reference=np.invert,
     lower=lambda e, x: e.not_(x), promote="integer", onnx="BitwiseNot-18",
     samples=lambda rng: [*integer_samples(1)(rng), Sample(_BOOLS.inputs[:1], gradient=False)])
@@ -65,7 +65,7 @@ def _shift_left(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def _shift_right(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     fits = (b >= 0) & (b < _bits(a))
-    return np.right_shift(a, np.where(fits, b, _bits(a) - 1).astype(a.dtype))
+    return np.asarray(np.right_shift(a, np.where(fits, b, _bits(a) - 1).astype(a.dtype)))
 
 
 def _shift_right_logical(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -86,12 +86,12 @@ def _shift(name: str, doc: str, reference: Callable[..., Any], lower: Callable[.
                        promote="integer", onnx="BitShift-11", samples=_shift_samples)
 
 
-shift_left = _shift("shift_left", "a * 2^b, bits that leave are lost (0 when b >= width)",
-                    _shift_left, lambda e, a, b: e.shl(a, b))
-shift_right = _shift("shift_right", "floor(a / 2^b): the sign moves in", _shift_right,
-                     lambda e, a, b: e.shr(a, b))
-shift_right_logical = _shift("shift_right_logical", "a shifted right, zeros move in",
-                             _shift_right_logical, lambda e, a, b: e.lshr(a, b))
+shift_left: Op = _shift("shift_left", "a * 2^b, bits that leave are lost (0 when b >= width)",
+                        _shift_left, lambda e, a, b: e.shl(a, b))
+shift_right: Op = _shift("shift_right", "floor(a / 2^b): the sign moves in", _shift_right,
+                         lambda e, a, b: e.shr(a, b))
+shift_right_logical: Op = _shift("shift_right_logical", "a shifted right, zeros move in",
+                                 _shift_right_logical, lambda e, a, b: e.lshr(a, b))
 
 
 def _int32_pair(op: Op, a: Node, b: Node) -> Type:
@@ -105,7 +105,7 @@ def _mulhi(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (product >> np.uint64(32)).astype(np.uint32).astype(np.int32)
 
 
-mulhi_u32 = elementwise(
+mulhi_u32: Op = elementwise(
     "mulhi_u32", "upper 32 bits of the product of a and b read as unsigned 32-bit integers",
     infer=_int32_pair, reference=_mulhi, lower=lambda e, a, b: e.mulhi_u32(a, b),
     promote="integer", samples=integer_samples(2, -2**31, 2**31 - 1, (np.int32,)))

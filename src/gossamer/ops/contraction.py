@@ -61,7 +61,7 @@ def _dot_reference(a: np.ndarray, b: np.ndarray, *, a_batch: Shape, a_contract: 
     right = np.transpose(b, (*b_batch, *b_contract, *b_free)).astype(kind)
     product = np.matmul(left.reshape(size_of(batch), size_of(rows), inner),
                         right.reshape(size_of(batch), inner, size_of(columns)))
-    return product.reshape((*batch, *rows, *columns))
+    return np.reshape(product, (*batch, *rows, *columns))
 
 
 def _cotangent(g: Node, other: Node, g_other: Shape, other_free: Shape, other_batch: Shape,
@@ -133,7 +133,7 @@ def _dot_samples(rng: np.random.Generator) -> list[Sample]:
             for s, t, ab, ac, bb, bc in cases]
 
 
-dot_general = define(Op(
+dot_general: Op = define(Op(
     "dot_general", "contraction",
     "Sum over the paired axes `a_contract`, `b_contract` of a * b; axes: batch, a's, b's.",
     infer=_dot_type, reference=_dot_reference, vjp=_dot_vjp, batch=_dot_batch, cost=100.0,

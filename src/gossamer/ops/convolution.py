@@ -193,7 +193,7 @@ def _conv_samples(rng: np.random.Generator) -> list[Sample]:
             for x, w, *rest in cases]
 
 
-conv = composite(
+conv: Op = composite(
     "conv",
     "y[n, o, p] = sum over c, k of x'[n, c, p*stride + k*dilation] * w[o, c, k], x' being x with "
     "`interior` zeros between elements and `low`, `high` around (negative ones cut).",
@@ -276,7 +276,7 @@ def _pool_samples(rng: np.random.Generator) -> list[Sample]:
                    dict(zip(names, rest, strict=True))) for shape, *rest in cases]
 
 
-max_pool = composite(
+max_pool: Op = composite(
     "max_pool", "Largest element of every window of the trailing axes.", infer=_pool_type,
     body=_max_pool, vjp=_max_pool_vjp, batch=lambda op, size, x, **attrs: op(x, **attrs),
     promote="same", cost=10.0, onnx="MaxPool-22", samples=_pool_samples)

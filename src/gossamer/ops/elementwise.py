@@ -67,30 +67,30 @@ def _zeros(g: Node, y: Node, a: Node, b: Node) -> tuple[Node, Node]:
 
 # arithmetic -------------------------------------------------------------------------------------
 
-add = elementwise(
+add: Op = elementwise(
     "add", "a + b (on bool: a or b)", infer=same_types, reference=np.add,
     vjp=lambda g, y, a, b: (g, g),
     lower=lambda e, a, b: e.or_(a, b) if e.dtype is bool_ else e.add(a, b),
     samples=samples_of(2, special=_SIGNED), onnx="Add-14")
 
-neg = elementwise(
+neg: Op = elementwise(
     "neg", "-x", infer=number_type, reference=np.negative,
     vjp=lambda g, y, x: (neg(g),), lower=lambda e, x: e.neg(x),
     samples=samples_of(1, special=_SIGNED), onnx="Neg-13", aliases=("negative",))
 
-sub = elementwise(
+sub: Op = elementwise(
     "sub", "a - b", infer=same_numbers, reference=np.subtract,
     vjp=lambda g, y, a, b: (g, neg(g) if b.grad else None),
     lower=lambda e, a, b: e.sub(a, b),
     samples=samples_of(2, special=_SIGNED), onnx="Sub-14", aliases=("subtract",))
 
-mul = elementwise(
+mul: Op = elementwise(
     "mul", "a * b (on bool: a and b)", infer=same_types, reference=np.multiply,
     vjp=lambda g, y, a, b: (mul(g, b) if a.grad else None, mul(g, a) if b.grad else None),
     lower=lambda e, a, b: e.and_(a, b) if e.dtype is bool_ else e.mul(a, b),
     samples=samples_of(2, special=_SIGNED), onnx="Mul-14", aliases=("multiply",))
 
-div = elementwise(
+div: Op = elementwise(
     "div", "a / b", infer=same_floats, reference=np.divide, promote="float",
     vjp=lambda g, y, a, b: (div(g, b) if a.grad else None,
                             neg(mul(g, div(y, b))) if b.grad else None),
@@ -101,50 +101,50 @@ div = elementwise(
 
 def _trunc_divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     if a.dtype.kind == "f":
-        return np.trunc(np.divide(a, b))
+        return np.asarray(np.trunc(np.divide(a, b)))
     quotient = np.floor_divide(a, b)  # rounds down: one too low where the signs differ
-    return quotient + ((quotient < 0) & (quotient * b != a)).astype(a.dtype)
+    return np.asarray(quotient + ((quotient < 0) & (quotient * b != a)).astype(a.dtype))
 
 
-floor_divide = elementwise(
+floor_divide: Op = elementwise(
     "floor_divide", "floor(a / b)", infer=same_numbers, reference=np.floor_divide, vjp=_zeros,
     lower=lambda e, a, b: e.floor_divide(a, b), cost=6.0,
     samples=lambda rng: (samples_of(2, (0.5, 3.0))(rng) + integer_samples(2)(rng)
                          + edges(2, (-7.0, -2.0, 0.0, 2.0, 7.0))))
 
-trunc_divide = elementwise(
+trunc_divide: Op = elementwise(
     "trunc_divide", "a / b rounded towards zero", infer=same_numbers, reference=_trunc_divide,
     vjp=_zeros, lower=lambda e, a, b: e.trunc_divide(a, b), cost=6.0,
     samples=lambda rng: (samples_of(2, (0.5, 3.0))(rng) + integer_samples(2)(rng)
                          + edges(2, (-7.0, -2.0, 0.0, 2.0, 7.0))))
 
-remainder = elementwise(
+remainder: Op = elementwise(
     "remainder", "a - b * floor(a / b): the sign of b", infer=same_numbers, reference=np.remainder,
     vjp=lambda g, y, a, b: (g, neg(mul(g, floor_divide(a, b))) if b.grad else None),
     lower=lambda e, a, b: e.remainder(a, b), cost=8.0,
     samples=lambda rng: (samples_of(2, (0.6, 0.9))(rng) + integer_samples(2)(rng)
                          + edges(2, (-7.0, -2.0, 0.0, 2.0, 7.0))), onnx="Mod-13")
 
-fmod = elementwise(
+fmod: Op = elementwise(
     "fmod", "a - b * trunc(a / b): the sign of a", infer=same_numbers, reference=np.fmod,
     vjp=lambda g, y, a, b: (g, neg(mul(g, trunc_divide(a, b))) if b.grad else None),
     lower=lambda e, a, b: e.fmod(a, b), cost=8.0,
     samples=lambda rng: (samples_of(2, (0.6, 0.9))(rng) + integer_samples(2)(rng)
                          + edges(2, (-7.0, -2.0, 0.0, 2.0, 7.0))))
 
-reciprocal = elementwise(
+reciprocal: Op = elementwise(
     "reciprocal", "1 / x", infer=lambda op, x: same_floats(op, x, x),
     reference=lambda x: np.divide(np.ones_like(x), x), promote="float",
     vjp=lambda g, y, x: (neg(mul(g, mul(y, y))),), lower=lambda e, x: e.reciprocal(x), cost=4.0,
     samples=lambda rng: samples_of(1, (0.5, 3.0))(rng) + edges(1, _SIGNED), onnx="Reciprocal-13")
 
-sqrt = elementwise(
+sqrt: Op = elementwise(
     "sqrt", "square root of x", infer=lambda op, x: same_floats(op, x, x), reference=np.sqrt,
     promote="float", vjp=lambda g, y, x: (div(g, mul(constant(2, y), y)),),
     lower=lambda e, x: e.sqrt(x), cost=4.0,
     samples=lambda rng: samples_of(1, (0.5, 3.0))(rng) + edges(1, _SIGNED), onnx="Sqrt-13")
 
-rsqrt = elementwise(
+rsqrt: Op = elementwise(
     "rsqrt", "1 / sqrt(x)", infer=lambda op, x: same_floats(op, x, x),
     reference=lambda x: np.divide(np.ones_like(x), np.sqrt(x)), promote="float",
     vjp=lambda g, y, x: (mul(mul(constant(-0.5, g), g), mul(y, mul(y, y))),),
@@ -156,17 +156,17 @@ rsqrt = elementwise(
 
 def _signed(x: np.ndarray) -> np.ndarray:
     """PyTorch's sign: (x > 0) - (x < 0), which is 0 for NaN."""
-    return (x > 0).astype(x.dtype) - (x < 0).astype(x.dtype)
+    return np.asarray((x > 0).astype(x.dtype) - (x < 0).astype(x.dtype))
 
 
-sign = elementwise(
+sign: Op = elementwise(
     "sign", "-1, 0 or 1 as x is below, at or above zero (0 for NaN)", infer=number_type,
     reference=_signed, vjp=_zero,
     lower=lambda e, x: e.sub(e.select(e.gt(x, e.const(0)), e.const(1), e.const(0)),
                              e.select(e.lt(x, e.const(0)), e.const(1), e.const(0))),
     samples=samples_of(1, special=_SIGNED), onnx="Sign-13", aliases=("sgn",))
 
-abs_ = elementwise(
+abs_: Op = elementwise(
     "abs", "|x|", infer=number_type, reference=np.abs,
     vjp=lambda g, y, x: (mul(g, sign(x)),), lower=lambda e, x: e.abs(x),
     samples=samples_of(1, special=_SIGNED), onnx="Abs-13", aliases=("absolute",))
@@ -183,13 +183,14 @@ def _rounding(name: str, doc: str, reference: Callable[..., Any], lower: Callabl
         samples=samples_of(1, (0.1, 0.4), special=_HALVES))
 
 
-floor = _rounding("floor", "largest whole number <= x", np.floor, lambda e, x: e.floor(x),
-                  "Floor-13")
-ceil = _rounding("ceil", "smallest whole number >= x", np.ceil, lambda e, x: e.ceil(x), "Ceil-13")
-trunc = _rounding("trunc", "x rounded towards zero", np.trunc, lambda e, x: e.trunc(x), None,
-                  ("fix",))
-round_ = _rounding("round", "the whole number nearest to x, halves to even", np.rint,
-                   lambda e, x: e.rint(x), "Round-11")
+floor: Op = _rounding("floor", "largest whole number <= x", np.floor, lambda e, x: e.floor(x),
+                      "Floor-13")
+ceil: Op = _rounding("ceil", "smallest whole number >= x", np.ceil, lambda e, x: e.ceil(x),
+                     "Ceil-13")
+trunc: Op = _rounding("trunc", "x rounded towards zero", np.trunc, lambda e, x: e.trunc(x), None,
+                      ("fix",))
+round_: Op = _rounding("round", "the whole number nearest to x, halves to even", np.rint,
+                       lambda e, x: e.rint(x), "Round-11")
 
 # extremes ----------------------------------------------------------------------------------------
 
@@ -232,37 +233,37 @@ def _compare(name: str, symbol: str, reference: Callable[..., Any], lower: Calla
                                        gradient=False)]))
 
 
-eq = _compare("eq", "==", np.equal, lambda e, a, b: e.eq(a, b),
-              lambda e, a, b: e.not_(e.xor(a, b)), "Equal-13", ())
-ne = _compare("ne", "!=", np.not_equal, lambda e, a, b: e.ne(a, b),
-              lambda e, a, b: e.xor(a, b), None, ("not_equal",))
-lt = _compare("lt", "<", np.less, lambda e, a, b: e.lt(a, b),
-              lambda e, a, b: e.and_(e.not_(a), b), "Less-13", ("less",))
-le = _compare("le", "<=", np.less_equal, lambda e, a, b: e.le(a, b),
-              lambda e, a, b: e.or_(e.not_(a), b), "LessOrEqual-16", ("less_equal",))
-gt = _compare("gt", ">", np.greater, lambda e, a, b: e.gt(a, b),
-              lambda e, a, b: e.and_(a, e.not_(b)), "Greater-13", ("greater",))
-ge = _compare("ge", ">=", np.greater_equal, lambda e, a, b: e.ge(a, b),
-              lambda e, a, b: e.or_(a, e.not_(b)), "GreaterOrEqual-16", ("greater_equal",))
+eq: Op = _compare("eq", "==", np.equal, lambda e, a, b: e.eq(a, b),
+                  lambda e, a, b: e.not_(e.xor(a, b)), "Equal-13", ())
+ne: Op = _compare("ne", "!=", np.not_equal, lambda e, a, b: e.ne(a, b),
+                  lambda e, a, b: e.xor(a, b), None, ("not_equal",))
+lt: Op = _compare("lt", "<", np.less, lambda e, a, b: e.lt(a, b),
+                  lambda e, a, b: e.and_(e.not_(a), b), "Less-13", ("less",))
+le: Op = _compare("le", "<=", np.less_equal, lambda e, a, b: e.le(a, b),
+                  lambda e, a, b: e.or_(e.not_(a), b), "LessOrEqual-16", ("less_equal",))
+gt: Op = _compare("gt", ">", np.greater, lambda e, a, b: e.gt(a, b),
+                  lambda e, a, b: e.and_(a, e.not_(b)), "Greater-13", ("greater",))
+ge: Op = _compare("ge", ">=", np.greater_equal, lambda e, a, b: e.ge(a, b),
+                  lambda e, a, b: e.or_(a, e.not_(b)), "GreaterOrEqual-16", ("greater_equal",))
 
-maximum = elementwise(
+maximum: Op = elementwise(
     "maximum", "the larger of a and b; NaN if either is (on bool: a or b)", infer=same_types,
     reference=np.maximum, vjp=_shared(gt),
     lower=lambda e, a, b: e.or_(a, b) if e.dtype is bool_ else e.maximum(a, b),
     samples=samples_of(2, special=_SIGNED), onnx="Max-13")
 
-minimum = elementwise(
+minimum: Op = elementwise(
     "minimum", "the smaller of a and b; NaN if either is (on bool: a and b)", infer=same_types,
     reference=np.minimum, vjp=_shared(lt),
     lower=lambda e, a, b: e.and_(a, b) if e.dtype is bool_ else e.minimum(a, b),
     samples=samples_of(2, special=_SIGNED), onnx="Min-13")
 
-fmax = elementwise(
+fmax: Op = elementwise(
     "fmax", "the larger of a and b; a NaN loses", infer=same_numbers, reference=np.fmax,
     vjp=_first_wins(ge), lower=lambda e, a, b: e.fmax(a, b),
     samples=samples_of(2, special=_SIGNED))
 
-fmin = elementwise(
+fmin: Op = elementwise(
     "fmin", "the smaller of a and b; a NaN loses", infer=same_numbers, reference=np.fmin,
     vjp=_first_wins(le), lower=lambda e, a, b: e.fmin(a, b),
     samples=samples_of(2, special=_SIGNED))
@@ -282,18 +283,19 @@ def _never(e: Any, x: Any) -> Any:
     return e.xor(x, x) if e.dtype is bool_ else e.ne(x, x)
 
 
-isnan = _test("isnan", "whether x is NaN", np.isnan, lambda e, x: e.isnan(x), _never, "IsNaN-13")
-isinf = _test("isinf", "whether x is infinite", np.isinf, lambda e, x: e.isinf(x), _never,
-              "IsInf-10")
-isfinite = _test("isfinite", "whether x is neither infinite nor NaN", np.isfinite,
-                 lambda e, x: e.isfinite(x),
-                 lambda e, x: e.not_(_never(e, x)) if e.dtype is bool_ else e.eq(x, x))
-signbit = _test("signbit", "whether the sign bit of x is set (true for -0.0)",
-                lambda x: np.signbit(x) if x.dtype.kind == "f" else x < 0,
-                lambda e, x: e.signbit(x),
-                lambda e, x: _never(e, x) if e.dtype.kind in "bu" else e.lt(x, e.const(0)))
+isnan: Op = _test("isnan", "whether x is NaN", np.isnan, lambda e, x: e.isnan(x), _never,
+                  "IsNaN-13")
+isinf: Op = _test("isinf", "whether x is infinite", np.isinf, lambda e, x: e.isinf(x), _never,
+                  "IsInf-10")
+isfinite: Op = _test("isfinite", "whether x is neither infinite nor NaN", np.isfinite,
+                     lambda e, x: e.isfinite(x),
+                     lambda e, x: e.not_(_never(e, x)) if e.dtype is bool_ else e.eq(x, x))
+signbit: Op = _test("signbit", "whether the sign bit of x is set (true for -0.0)",
+                    lambda x: np.signbit(x) if x.dtype.kind == "f" else x < 0,
+                    lambda e, x: e.signbit(x),
+                    lambda e, x: _never(e, x) if e.dtype.kind in "bu" else e.lt(x, e.const(0)))
 
-logical_not = elementwise(
+logical_not: Op = elementwise(
     "logical_not", "not x, as bool (x is false where it is 0)", infer=bool_type,
     reference=np.logical_not, promote="compare",
     lower=lambda e, x: e.not_(x) if e.dtype is bool_ else e.eq(x, e.const(0)),
@@ -302,7 +304,7 @@ logical_not = elementwise(
 
 # neighbours --------------------------------------------------------------------------------------
 
-copysign = elementwise(
+copysign: Op = elementwise(
     "copysign", "|a| with the sign of b", infer=same_floats, reference=np.copysign, promote="float",
     vjp=lambda g, y, a, b: (
         where(eq(a, constant(0, a)), constant(0, g), mul(g, mul(sign(y), sign(a)))),
@@ -310,7 +312,7 @@ copysign = elementwise(
     lower=lambda e, a, b: e.copysign(a, b),
     samples=lambda rng: samples_of(2, (0.5, 3.0))(rng) + edges(2, _SIGNED))
 
-nextafter = elementwise(
+nextafter: Op = elementwise(
     "nextafter", "the next number after a on the way to b", infer=same_floats,
     reference=np.nextafter, promote="float", lower=lambda e, a, b: e.nextafter(a, b), cost=4.0,
     samples=lambda rng: samples_of(2)(rng) + edges(2, (-1.0, -0.0, 0.0, 1.0, INF, NAN)))
@@ -338,7 +340,7 @@ def _where_samples(rng: np.random.Generator) -> list[Sample]:
             for shape in SHAPES]
 
 
-where = elementwise(
+where: Op = elementwise(
     "where", "a where the condition holds, else b", infer=_where_type, reference=np.where,
     vjp=lambda g, y, c, a, b: (None, where(c, g, constant(0, g)) if a.grad else None,
                                where(c, constant(0, g), g) if b.grad else None),
@@ -349,7 +351,8 @@ where = elementwise(
 def _cast_reference(x: np.ndarray, *, dtype: DType) -> np.ndarray:
     if x.dtype.kind == "f" and dtype.kind in "iu":
         # Out of range is not defined; through int64 it wraps, as PyTorch on x86 does.
-        return np.nan_to_num(x, posinf=0, neginf=0).astype(np.int64).astype(dtype.numpy)
+        whole: np.ndarray = np.nan_to_num(x, posinf=0, neginf=0).astype(np.int64)
+        return whole.astype(dtype.numpy)
     return x.astype(dtype.numpy)
 
 
@@ -364,7 +367,7 @@ def _cast_samples(rng: np.random.Generator) -> list[Sample]:
     return from_floats + from_integers
 
 
-cast = elementwise(
+cast: Op = elementwise(
     "cast", "x converted to `dtype`", infer=lambda op, x, *, dtype: (x.shape, dtype),
     reference=_cast_reference, promote="none",
     vjp=lambda g, y, x, *, dtype: (cast(g, dtype=x.dtype),),

@@ -69,62 +69,65 @@ def _plus_one(x: Node) -> Node:
 
 # exponentials and logarithms ----------------------------------------------------------------------
 
-exp = _function("exp", "e^x", np.exp, lambda g, y, x: (mul(g, y),), onnx="Exp-13")
-exp2 = _function("exp2", "2^x", np.exp2,
-                 lambda g, y, x: (mul(g, _scaled(y, math.log(2))),))
-expm1 = _function("expm1", "e^x - 1, accurate near 0", np.expm1,
-                  lambda g, y, x: (mul(g, _plus_one(y)),))
-log = _function("log", "natural logarithm of x", np.log, lambda g, y, x: (div(g, x),),
-                domain=(0.2, 4.0), onnx="Log-13")
-log2 = _function("log2", "logarithm of x to base 2", np.log2,
-                 lambda g, y, x: (div(g, _scaled(x, math.log(2))),), domain=(0.2, 4.0))
-log10 = _function("log10", "logarithm of x to base 10", np.log10,
-                  lambda g, y, x: (div(g, _scaled(x, math.log(10))),), domain=(0.2, 4.0))
-log1p = _function("log1p", "log(1 + x), accurate near 0", np.log1p,
-                  lambda g, y, x: (div(g, _plus_one(x)),), domain=(-0.5, 4.0))
+exp: Op = _function("exp", "e^x", np.exp, lambda g, y, x: (mul(g, y),), onnx="Exp-13")
+exp2: Op = _function("exp2", "2^x", np.exp2,
+                     lambda g, y, x: (mul(g, _scaled(y, math.log(2))),))
+expm1: Op = _function("expm1", "e^x - 1, accurate near 0", np.expm1,
+                      lambda g, y, x: (mul(g, _plus_one(y)),))
+log: Op = _function("log", "natural logarithm of x", np.log, lambda g, y, x: (div(g, x),),
+                    domain=(0.2, 4.0), onnx="Log-13")
+log2: Op = _function("log2", "logarithm of x to base 2", np.log2,
+                     lambda g, y, x: (div(g, _scaled(x, math.log(2))),), domain=(0.2, 4.0))
+log10: Op = _function("log10", "logarithm of x to base 10", np.log10,
+                      lambda g, y, x: (div(g, _scaled(x, math.log(10))),), domain=(0.2, 4.0))
+log1p: Op = _function("log1p", "log(1 + x), accurate near 0", np.log1p,
+                      lambda g, y, x: (div(g, _plus_one(x)),), domain=(-0.5, 4.0))
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
     small = np.exp(-np.abs(x))  # never overflows
-    return np.where(x >= 0, 1 / (1 + small), small / (1 + small)).astype(x.dtype)
+    return np.asarray(np.where(x >= 0, 1 / (1 + small), small / (1 + small)), x.dtype)
 
 
-sigmoid = _function("sigmoid", "1 / (1 + e^-x)", _sigmoid,
-                    lambda g, y, x: (mul(g, mul(y, _one_minus(y))),), onnx="Sigmoid-13")
+sigmoid: Op = _function("sigmoid", "1 / (1 + e^-x)", _sigmoid,
+                        lambda g, y, x: (mul(g, mul(y, _one_minus(y))),), onnx="Sigmoid-13")
 
 # trigonometry and its hyperbolic twin -------------------------------------------------------------
 
-sin = _function("sin", "sine of x (radians)", np.sin, lambda g, y, x: (mul(g, cos(x)),),
-                onnx="Sin-7")
-cos = _function("cos", "cosine of x (radians)", np.cos, lambda g, y, x: (neg(mul(g, sin(x))),),
-                onnx="Cos-7")
-tan = _function("tan", "tangent of x (radians)", np.tan,
-                lambda g, y, x: (mul(g, _plus_one(mul(y, y))),), domain=(-1.2, 1.2), onnx="Tan-7")
-asin = _function("asin", "the angle in [-pi/2, pi/2] whose sine is x", np.arcsin,
-                 lambda g, y, x: (mul(g, rsqrt(_one_minus(mul(x, x)))),), domain=(-0.9, 0.9),
-                 special=(-1.5, -1.0, -0.0, 0.0, 1.0, NAN), onnx="Asin-7", aliases=("arcsin",))
-acos = _function("acos", "the angle in [0, pi] whose cosine is x", np.arccos,
-                 lambda g, y, x: (neg(mul(g, rsqrt(_one_minus(mul(x, x))))),), domain=(-0.9, 0.9),
-                 special=(-1.5, -1.0, -0.0, 0.0, 1.0, NAN), onnx="Acos-7", aliases=("arccos",))
-atan = _function("atan", "the angle in (-pi/2, pi/2) whose tangent is x", np.arctan,
-                 lambda g, y, x: (div(g, _plus_one(mul(x, x))),), onnx="Atan-7",
-                 aliases=("arctan",))
-sinh = _function("sinh", "(e^x - e^-x) / 2", np.sinh, lambda g, y, x: (mul(g, cosh(x)),),
-                 onnx="Sinh-9")
-cosh = _function("cosh", "(e^x + e^-x) / 2", np.cosh, lambda g, y, x: (mul(g, sinh(x)),),
-                 onnx="Cosh-9")
-tanh = _function("tanh", "(e^x - e^-x) / (e^x + e^-x)", np.tanh,
-                 lambda g, y, x: (mul(g, _one_minus(mul(y, y))),), onnx="Tanh-13")
-asinh = _function("asinh", "log(x + sqrt(x^2 + 1))", np.arcsinh,
-                  lambda g, y, x: (mul(g, rsqrt(_plus_one(mul(x, x)))),), onnx="Asinh-9",
-                  aliases=("arcsinh",))
-acosh = _function("acosh", "log(x + sqrt(x^2 - 1)), x >= 1", np.arccosh,
-                  lambda g, y, x: (mul(g, rsqrt(sub(mul(x, x), constant(1, x)))),),
-                  domain=(1.2, 4.0), special=(0.5, 1.0, INF, NAN), onnx="Acosh-9",
-                  aliases=("arccosh",))
-atanh = _function("atanh", "log((1 + x) / (1 - x)) / 2, |x| <= 1", np.arctanh,
-                  lambda g, y, x: (div(g, _one_minus(mul(x, x))),), domain=(-0.9, 0.9),
-                  special=(-1.5, -1.0, -0.0, 0.0, 1.0, NAN), onnx="Atanh-9", aliases=("arctanh",))
+sin: Op = _function("sin", "sine of x (radians)", np.sin, lambda g, y, x: (mul(g, cos(x)),),
+                    onnx="Sin-7")
+cos: Op = _function("cos", "cosine of x (radians)", np.cos, lambda g, y, x: (neg(mul(g, sin(x))),),
+                    onnx="Cos-7")
+tan: Op = _function("tan", "tangent of x (radians)", np.tan,
+                    lambda g, y, x: (mul(g, _plus_one(mul(y, y))),), domain=(-1.2, 1.2),
+                    onnx="Tan-7")
+asin: Op = _function("asin", "the angle in [-pi/2, pi/2] whose sine is x", np.arcsin,
+                     lambda g, y, x: (mul(g, rsqrt(_one_minus(mul(x, x)))),), domain=(-0.9, 0.9),
+                     special=(-1.5, -1.0, -0.0, 0.0, 1.0, NAN), onnx="Asin-7", aliases=("arcsin",))
+acos: Op = _function("acos", "the angle in [0, pi] whose cosine is x", np.arccos,
+                     lambda g, y, x: (neg(mul(g, rsqrt(_one_minus(mul(x, x))))),),
+                     domain=(-0.9, 0.9), special=(-1.5, -1.0, -0.0, 0.0, 1.0, NAN),
+                     onnx="Acos-7", aliases=("arccos",))
+atan: Op = _function("atan", "the angle in (-pi/2, pi/2) whose tangent is x", np.arctan,
+                     lambda g, y, x: (div(g, _plus_one(mul(x, x))),), onnx="Atan-7",
+                     aliases=("arctan",))
+sinh: Op = _function("sinh", "(e^x - e^-x) / 2", np.sinh, lambda g, y, x: (mul(g, cosh(x)),),
+                     onnx="Sinh-9")
+cosh: Op = _function("cosh", "(e^x + e^-x) / 2", np.cosh, lambda g, y, x: (mul(g, sinh(x)),),
+                     onnx="Cosh-9")
+tanh: Op = _function("tanh", "(e^x - e^-x) / (e^x + e^-x)", np.tanh,
+                     lambda g, y, x: (mul(g, _one_minus(mul(y, y))),), onnx="Tanh-13")
+asinh: Op = _function("asinh", "log(x + sqrt(x^2 + 1))", np.arcsinh,
+                      lambda g, y, x: (mul(g, rsqrt(_plus_one(mul(x, x)))),), onnx="Asinh-9",
+                      aliases=("arcsinh",))
+acosh: Op = _function("acosh", "log(x + sqrt(x^2 - 1)), x >= 1", np.arccosh,
+                      lambda g, y, x: (mul(g, rsqrt(sub(mul(x, x), constant(1, x)))),),
+                      domain=(1.2, 4.0), special=(0.5, 1.0, INF, NAN), onnx="Acosh-9",
+                      aliases=("arccosh",))
+atanh: Op = _function("atanh", "log((1 + x) / (1 - x)) / 2, |x| <= 1", np.arctanh,
+                      lambda g, y, x: (div(g, _one_minus(mul(x, x))),), domain=(-0.9, 0.9),
+                      special=(-1.5, -1.0, -0.0, 0.0, 1.0, NAN), onnx="Atanh-9",
+                      aliases=("arctanh",))
 
 # error and gamma functions ------------------------------------------------------------------------
 
@@ -133,20 +136,20 @@ def _gaussian(x: Node, factor: float) -> Node:
     return _scaled(exp(neg(mul(x, x))), factor)
 
 
-erf = _function("erf", "2/sqrt(pi) * integral of e^(-t^2) from 0 to x", special.erf,
-                lambda g, y, x: (mul(g, _gaussian(x, 2 / math.sqrt(math.pi))),), cost=20.0,
-                onnx="Erf-13")
-erfc = _function("erfc", "1 - erf(x), accurate for large x", special.erfc,
-                 lambda g, y, x: (mul(g, _gaussian(x, -2 / math.sqrt(math.pi))),), cost=20.0)
-erfinv = _function("erfinv", "the number whose erf is x, |x| <= 1", special.erfinv,
-                   lambda g, y, x: (mul(g, _scaled(exp(mul(y, y)), math.sqrt(math.pi) / 2)),),
-                   domain=(-0.9, 0.9), special=(-1.5, -1.0, 0.0, 0.999999, 1.0, NAN), cost=20.0)
-lgamma = _function("lgamma", "log |gamma(x)|", special.lgamma,
-                   lambda g, y, x: (mul(g, digamma(x)),), domain=(0.3, 4.0),
-                   special=(-2.5, -1.0, 0.0, 1.0, 2.0, INF, NAN), cost=40.0)
-digamma = _function("digamma", "derivative of lgamma", special.digamma,
-                    lambda g, y, x: (mul(g, polygamma(x, n=1)),), domain=(0.3, 4.0),
-                    special=(-2.5, -0.5, 0.25, 1.0, 50.0, INF, NAN), cost=40.0)
+erf: Op = _function("erf", "2/sqrt(pi) * integral of e^(-t^2) from 0 to x", special.erf,
+                    lambda g, y, x: (mul(g, _gaussian(x, 2 / math.sqrt(math.pi))),), cost=20.0,
+                    onnx="Erf-13")
+erfc: Op = _function("erfc", "1 - erf(x), accurate for large x", special.erfc,
+                     lambda g, y, x: (mul(g, _gaussian(x, -2 / math.sqrt(math.pi))),), cost=20.0)
+erfinv: Op = _function("erfinv", "the number whose erf is x, |x| <= 1", special.erfinv,
+                       lambda g, y, x: (mul(g, _scaled(exp(mul(y, y)), math.sqrt(math.pi) / 2)),),
+                       domain=(-0.9, 0.9), special=(-1.5, -1.0, 0.0, 0.999999, 1.0, NAN), cost=20.0)
+lgamma: Op = _function("lgamma", "log |gamma(x)|", special.lgamma,
+                       lambda g, y, x: (mul(g, digamma(x)),), domain=(0.3, 4.0),
+                       special=(-2.5, -1.0, 0.0, 1.0, 2.0, INF, NAN), cost=40.0)
+digamma: Op = _function("digamma", "derivative of lgamma", special.digamma,
+                        lambda g, y, x: (mul(g, polygamma(x, n=1)),), domain=(0.3, 4.0),
+                        special=(-2.5, -0.5, 0.25, 1.0, 50.0, INF, NAN), cost=40.0)
 
 
 def _powers(e: Any, x: Any, n: int) -> Any:
@@ -207,7 +210,7 @@ def _polygamma_samples(rng: np.random.Generator) -> list[Sample]:
     return found
 
 
-polygamma = elementwise(
+polygamma: Op = elementwise(
     "polygamma", "the n-th derivative of digamma", infer=lambda op, x, *, n: float_type(op, x),
     reference=special.polygamma, promote="float",
     vjp=lambda g, y, x, *, n: (mul(g, polygamma(x, n=n + 1)),),
@@ -218,7 +221,7 @@ polygamma = elementwise(
 
 def _pow(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     if a.dtype.kind == "f":
-        return np.power(a, b)
+        return np.asarray(np.power(a, b))
     whole = np.power(a, np.maximum(b, 0))  # integers wrap
     sign = np.where(b % 2 == 0, 1, a)
     return np.where(b >= 0, whole, np.where(np.abs(a) == 1, sign, 0)).astype(a.dtype)
@@ -256,7 +259,7 @@ def _pow_samples(rng: np.random.Generator) -> list[Sample]:
                    gradient=False), whole]
 
 
-pow_ = elementwise(
+pow_: Op = elementwise(
     "pow", "a^b", infer=same_numbers, reference=_pow, onnx="Pow-15", cost=30.0,
     vjp=lambda g, y, a, b: (_pow_base(g, a, b) if a.grad else None,
                             _pow_exponent(g, y, a, b) if b.grad else None),
@@ -268,14 +271,14 @@ def _atan2_vjp(g: Node, y: Node, a: Node, b: Node) -> tuple[Node, Node]:
     return mul(scale, b), neg(mul(scale, a))
 
 
-atan2 = elementwise(
+atan2: Op = elementwise(
     "atan2", "the angle of the point (b, a) in [-pi, pi]", infer=same_floats, reference=np.arctan2,
     promote="float", vjp=_atan2_vjp, lower=lambda e, a, b: e.atan2(a, b), cost=20.0,
     samples=lambda rng: (samples_of(2, (0.5, 2.0))(rng)
                          + edges(2, (-INF, -1.0, -0.0, 0.0, 1.0, INF, NAN))),
     aliases=("arctan2",))
 
-hypot = elementwise(
+hypot: Op = elementwise(
     "hypot", "sqrt(a^2 + b^2), without overflow on the way", infer=same_floats,
     reference=np.hypot, promote="float",
     vjp=lambda g, y, a, b: (mul(g, div(a, y)), mul(g, div(b, y))),

@@ -66,7 +66,7 @@ def _take_samples(rng: np.random.Generator) -> list[Sample]:
                                  ((3, 2), (0,)), ((3, 0), (2,)), ((4, 2, 2), (5,)))]
 
 
-take = define(Op(
+take: Op = define(Op(
     "take", "indexing", "x[index] along axis 0: shape index.shape + x.shape[1:].",
     infer=_take_type, reference=lambda x, index: x[_checked(index, x.shape[0])],
     vjp=lambda g, y, x, index: (scatter_add(constant(0, x), index, g), None),
@@ -111,7 +111,7 @@ def _scatter_samples(rng: np.random.Generator) -> list[Sample]:
                                  ((3, 2), (0,)), ((2, 0), (3,)))]
 
 
-scatter_add = define(Op(
+scatter_add: Op = define(Op(
     "scatter_add", "indexing", "x with x[index] += src along axis 0; repeated indices add up.",
     infer=_scatter_add_type, reference=_add_reference,
     vjp=lambda g, y, x, index, src: (g, None, take(g, index) if src.grad else None),
@@ -146,7 +146,7 @@ def _scatter_vjp(g: Node, y: Node, x: Node, index: Node,
     return gx, None, rows
 
 
-scatter = define(Op(
+scatter: Op = define(Op(
     "scatter", "indexing", "x with x[index] = src along axis 0; the last write to a place wins.",
     infer=_scatter_type, reference=_scatter_reference, vjp=_scatter_vjp, batch=_scatter_batch,
     cost=4.0, onnx="ScatterND-16", samples=_scatter_samples))

@@ -53,7 +53,7 @@ def _reshape_map(index: Indices, shapes: Sequence[Shape], *, shape: Shape) -> li
     return [(0, tuple(found), None)]
 
 
-reshape = define(Op(
+reshape: Op = define(Op(
     "reshape", "movement", "x with the same elements in row-major order, of shape `shape`.",
     infer=_reshape_type, reference=lambda x, *, shape: np.reshape(x, shape),
     vjp=lambda g, y, x, *, shape: (reshape(g, shape=x.shape),),
@@ -79,7 +79,7 @@ def _permute_map(index: Indices, shapes: Sequence[Shape], *, axes: Shape) -> lis
     return [(0, tuple(index[k] for k in inverse_permutation(axes)), None)]
 
 
-permute = define(Op(
+permute: Op = define(Op(
     "permute", "movement", "Axis i of the result is axis axes[i] of x.", infer=_permute_type,
     reference=lambda x, *, axes: np.transpose(x, axes),
     vjp=lambda g, y, x, *, axes: (permute(g, axes=inverse_permutation(axes)),),
@@ -106,7 +106,7 @@ def _flip_map(index: Indices, shapes: Sequence[Shape], *, axes: Shape) -> list[S
              None)]
 
 
-flip = define(Op(
+flip: Op = define(Op(
     "flip", "movement", "x with the order along `axes` reversed.", infer=_flip_type,
     reference=lambda x, *, axes: np.flip(x, axes),
     vjp=lambda g, y, x, *, axes: (flip(g, axes=axes),),
@@ -161,7 +161,7 @@ def _slice_samples(rng: np.random.Generator) -> list[Sample]:
             for shape, a, b, s in cases]
 
 
-slice_ = define(Op(
+slice_: Op = define(Op(
     "slice", "movement", "x[start:stop:step] along every axis.", infer=_slice_type,
     reference=lambda x, *, starts, stops, steps: x[tuple(map(slice, starts, stops, steps))],
     vjp=lambda g, y, x, *, starts, stops, steps: (
@@ -221,7 +221,7 @@ def _pad_samples(rng: np.random.Generator) -> list[Sample]:
             for shape, a, b, i in cases]
 
 
-pad = define(Op(
+pad: Op = define(Op(
     "pad", "movement", "x with `low` values before, `high` behind and `interior` between elements.",
     infer=_pad_type, reference=_pad_reference, vjp=_pad_vjp,
     batch=lambda op, size, x, *, low, high, interior, value: op(
@@ -274,7 +274,7 @@ def _concat_vjp(g: Node, y: Node, *xs: Node, axis: int) -> tuple[Node | None, ..
     return tuple(found)
 
 
-concat = define(Op(
+concat: Op = define(Op(
     "concat", "movement", "The operands one after the other along `axis`.", infer=_concat_type,
     reference=lambda *xs, axis: np.concatenate(xs, axis), vjp=_concat_vjp,
     batch=lambda op, size, *xs, axis: op(*xs, axis=axis + 1), lower=_concat_map, cost=1.0,
@@ -327,7 +327,7 @@ def _windows_map(index: Indices, shapes: Sequence[Shape], *, axis: int, stride: 
     return [(0, (*index[:axis], place, *index[axis + 1:]), None)]
 
 
-windows = define(Op(
+windows: Op = define(Op(
     "windows", "movement",
     "out[.., o, .., w] = x[.., o*stride + w*dilation, .., w], w the last axis.",
     infer=_windows_type, reference=_windows_reference,
@@ -372,7 +372,7 @@ def _unwindows_map(index: Indices, shapes: Sequence[Shape], *, axis: int, stride
              None if when.always else when)]
 
 
-unwindows = define(Op(
+unwindows: Op = define(Op(
     "unwindows", "movement",
     "out[.., l, .., w] = g[.., (l - w*dilation)/stride, .., w] where that is whole and in range, "
     "else 0: the transpose of windows.",

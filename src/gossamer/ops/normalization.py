@@ -61,7 +61,7 @@ def _statistic_samples(**attrs: Any) -> Any:
     return draw
 
 
-mean = composite(
+mean: Op = composite(
     "mean", "Average of x over `axes`.", infer=_statistic_type,
     body=in_float32(lambda x, *, axes: total_mean(x, axes)),
     vjp=in_float32(lambda g, y, x, *, axes: (
@@ -90,7 +90,7 @@ def _var_vjp(g: Node, y: Node, x: Node, *, axes: Shape, correction: float) -> tu
     return (mul(spread(g, x, axes), _centred(x, axes)),)
 
 
-var = composite(
+var: Op = composite(
     "var", "Sum of (x - mean)^2 over `axes`, divided by (number of elements - correction).",
     infer=_statistic_type, body=_var, vjp=_var_vjp, batch=_shift_axes,
     samples=lambda rng: (_statistic_samples(correction=1)(rng)
@@ -102,10 +102,10 @@ def _std_vjp(g: Node, y: Node, x: Node, *, axes: Shape, correction: float) -> tu
     zero = constant(0, y)
     flat = eq(y, zero)  # all elements are equal: PyTorch's choice is slope 0
     g = where(flat, zero, div(scaled(g, 0.5), where(flat, constant(1, y), y)))
-    return tuple(_var_vjp(g, y, x, axes=axes, correction=correction))  # type: ignore[return-value]
+    return tuple(_var_vjp(g, y, x, axes=axes, correction=correction))
 
 
-std = composite(
+std: Op = composite(
     "std", "Square root of var.", infer=_statistic_type, vjp=_std_vjp, batch=_shift_axes,
     body=in_float32(lambda x, *, axes, correction: sqrt(_var(x, axes=axes, correction=correction))),
     samples=_statistic_samples(correction=1))
@@ -133,7 +133,7 @@ def _logsumexp_vjp(g: Node, y: Node, x: Node, *, axes: Shape) -> tuple[Node]:
     return (mul(spread(g, x, axes), exp(sub(x, spread(y, x, axes)))),)
 
 
-logsumexp = composite(
+logsumexp: Op = composite(
     "logsumexp", "log of the sum of e^x over `axes`.", infer=_statistic_type, body=_logsumexp,
     vjp=_logsumexp_vjp, batch=_shift_axes, onnx="ReduceLogSumExp-18",
     samples=lambda rng: [*_statistic_samples()(rng), Sample(
@@ -171,8 +171,9 @@ def _softmax_vjp(g: Node, y: Node, x: Node, *, axis: int) -> tuple[Node]:
     return (sub(gy, mul(y, spread(reduce_sum(gy, axes=(axis,)), y, (axis,)))),)
 
 
-softmax = composite("softmax", "e^x / sum of e^x along `axis`.", infer=_axis_type, body=_softmax,
-                    vjp=_softmax_vjp, batch=_shift_axis, onnx="Softmax-13", samples=_axis_samples)
+softmax: Op = composite(
+    "softmax", "e^x / sum of e^x along `axis`.", infer=_axis_type, body=_softmax, vjp=_softmax_vjp,
+    batch=_shift_axis, onnx="Softmax-13", samples=_axis_samples)
 
 
 @in_float32
@@ -189,7 +190,7 @@ def _log_softmax_vjp(g: Node, y: Node, x: Node, *, axis: int) -> tuple[Node]:
     return (sub(g, mul(exp(y), spread(reduce_sum(g, axes=(axis,)), y, (axis,)))),)
 
 
-log_softmax = composite(
+log_softmax: Op = composite(
     "log_softmax", "log(softmax(x)) along `axis`.", infer=_axis_type, body=_log_softmax,
     vjp=_log_softmax_vjp, batch=_shift_axis, onnx="LogSoftmax-13", samples=_axis_samples)
 
@@ -287,10 +288,8 @@ def _norm_samples(parameters: int) -> Any:
 
 def _row_batch(op: Op, size: int, x: Node, *affine: Node, **attrs: Any) -> Node:
     """A parameter that is one for the whole batch stays one; else multiply outside."""
-    shared = [p.inputs[0] if p.op is broadcast and p.attrs["axes"] == (0,) else None
-              for p in affine]
-    if all(p is not None for p in shared):
-        return op(x, *shared, **attrs)
+    if all(p.op is broadcast and p.attrs["axes"] == (0,) for p in affine):
+        return op(x, *(p.inputs[0] for p in affine), **attrs)
     unit = op(x, **attrs)
     axes = tuple(range(1, x.ndim - attrs["ndim"]))
     each = [broadcast(p, shape=x.shape, axes=axes) if axes else p for p in affine]
@@ -302,7 +301,7 @@ def _affine_full(unit: Node, each: list[Node]) -> Node:
     return add(unit, each[1]) if len(each) > 1 else unit
 
 
-layer_norm = composite(
+layer_norm: Op = composite(
     "layer_norm",
     "(x - mean) / sqrt(var + eps) over the last `ndim` axes, * weight + bias if given.",
     infer=_norm_type, body=_layer_norm, batch=_row_batch, onnx="LayerNormalization-17",
@@ -315,7 +314,7 @@ def _rms_norm(x: Node, *affine: Node, ndim: int, eps: float) -> Node:
     return _affine(mul(x, _inverse_norm(x, _tail(x, ndim), eps)), affine)
 
 
-rms_norm = composite(
+rms_norm: Op = composite(
     "rms_norm", "x / sqrt(mean(x^2) + eps) over the last `ndim` axes, * weight if given.",
     infer=_norm_type, body=_rms_norm, batch=_row_batch, onnx="RMSNormalization-23",
     vjp=in_float32(lambda g, y, x, *affine, ndim, eps: _norm_vjp(g, x, affine, ndim, eps, False)),
@@ -375,7 +374,7 @@ def _entropy_samples(rng: np.random.Generator) -> list[Sample]:
     return found
 
 
-cross_entropy = composite(
+cross_entropy: Op = composite(
     "cross_entropy", "-log softmax(x)[target] over the last axis, mixed with the average over all "
     "classes by `smoothing`; 0 where target is ignore_index.",
     infer=_entropy_type, body=_cross_entropy, vjp=_cross_entropy_vjp,

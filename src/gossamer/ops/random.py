@@ -130,7 +130,7 @@ def _draw_samples(*attrs: dict[str, Any]) -> Any:
     return draw
 
 
-random_bits = composite(
+random_bits: Op = composite(
     "random_bits", "32 random bits for each element of `shape`, as int32.", infer=_draw_type,
     body=lambda key, counter, *, shape: reshape(_words(key, counter, size_of(shape))[0],
                                                 shape=shape),
@@ -151,7 +151,7 @@ def _unit(words: tuple[Node, Node], dtype: DType) -> Node:
     return add(upper, scaled(_fraction(words[1], 26, float64), 2.0 ** -27))
 
 
-random_uniform = composite(
+random_uniform: Op = composite(
     "random_uniform", "Uniform random numbers in [0, 1), all digits of the mantissa random.",
     infer=_draw_float_type, promote="none", cost=60.0,
     body=lambda key, counter, *, shape, dtype: reshape(
@@ -180,7 +180,7 @@ def _random_normal(key: Node, counter: Node, *, shape: Shape, dtype: DType) -> N
     return reshape(found if found.dtype is dtype else cast(found, dtype=dtype), shape=shape)
 
 
-random_normal = composite(
+random_normal: Op = composite(
     "random_normal", "Random numbers of the normal distribution with mean 0 and variance 1.",
     infer=_draw_float_type, body=_random_normal, promote="none", cost=100.0,
     samples=_draw_samples({"dtype": float32}, {"dtype": float64}))
@@ -213,7 +213,7 @@ def _random_integers(key: Node, counter: Node, *, shape: Shape, low: int, high: 
     return reshape(add(value, constant(low, value)), shape=shape)
 
 
-random_integers = composite(
+random_integers: Op = composite(
     "random_integers", "Random integers in [low, high), int64.", infer=_integer_type,
     body=_random_integers, promote="none", cost=60.0,
     samples=_draw_samples({"low": 0, "high": 10}, {"low": -5, "high": 2**40},
@@ -245,7 +245,7 @@ def _dropout(x: Node, key: Node, counter: Node, *, p: float) -> Node:
     return where(_kept(x, key, counter, p), scaled(x, scale), constant(0, x))
 
 
-dropout = composite(
+dropout: Op = composite(
     "dropout", "x / (1 - p), but 0 with probability p.", infer=_dropout_type, body=_dropout,
     vjp=lambda g, y, x, key, counter, *, p: (dropout(g, key, counter, p=p), None, None),
     promote="none", cost=60.0,

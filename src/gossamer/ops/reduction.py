@@ -67,7 +67,7 @@ def _with_empty(rng: np.random.Generator) -> list[Sample]:
 # sum and its transpose ----------------------------------------------------------------------------
 
 
-reduce_sum = define(Op(
+reduce_sum: Op = define(Op(
     "reduce_sum", "reduction", "Sum of x over `axes`, which disappear.", infer=_number_type,
     reference=lambda x, *, axes: np.sum(x, axis=axes, dtype=wide(x)),
     vjp=lambda g, y, x, *, axes: (broadcast(g, shape=x.shape, axes=axes),),
@@ -96,7 +96,7 @@ def _broadcast_put(old: Node, new: Node, *, shape: Shape, axes: Shape) -> Node:
     return reshape(new, shape=old.shape)
 
 
-broadcast = define(Op(
+broadcast: Op = define(Op(
     "broadcast", "movement", "x repeated along the new axes `axes` of `shape`.",
     infer=_broadcast_type,
     reference=lambda x, *, shape, axes: np.broadcast_to(np.expand_dims(x, axes), shape),
@@ -133,10 +133,10 @@ def _extreme(name: str, doc: str, reference: Callable[..., Any], lower: str, onn
             Sample((np.array([[True, False], [False, False]]),), {"axes": (1,)}, gradient=False)]))
 
 
-reduce_max = _extreme("reduce_max", "Largest element of x over `axes`; NaN if any is.", np.max,
-                      "max", "ReduceMax-18")
-reduce_min = _extreme("reduce_min", "Smallest element of x over `axes`; NaN if any is.", np.min,
-                      "min", "ReduceMin-18")
+reduce_max: Op = _extreme("reduce_max", "Largest element of x over `axes`; NaN if any is.", np.max,
+                          "max", "ReduceMax-18")
+reduce_min: Op = _extreme("reduce_min", "Smallest element of x over `axes`; NaN if any is.", np.min,
+                          "min", "ReduceMin-18")
 
 # positions ----------------------------------------------------------------------------------------
 
@@ -164,7 +164,9 @@ def _position(name: str, doc: str, reference: Callable[..., Any], onnx: str) -> 
         samples=_position_samples))
 
 
-argmax = _position("argmax", "Position of the largest element along `axis`, the first; NaN wins.",
-                   np.argmax, "ArgMax-13")
-argmin = _position("argmin", "Position of the smallest element along `axis`, the first; NaN wins.",
-                   np.argmin, "ArgMin-13")
+argmax: Op = _position(
+    "argmax", "Position of the largest element along `axis`, the first; NaN wins.", np.argmax,
+    "ArgMax-13")
+argmin: Op = _position(
+    "argmin", "Position of the smallest element along `axis`, the first; NaN wins.", np.argmin,
+    "ArgMin-13")

@@ -118,7 +118,7 @@ def _scan_samples(rng: np.random.Generator) -> list[Sample]:
             Sample((rng.integers(-3, 3, (2, 4)),), {"axis": 1, "combine": "add"}, gradient=False)]
 
 
-scan = define(Op(
+scan: Op = define(Op(
     "scan", "scan", "y_i = x_0 o ... o x_i along `axis`, o being add, mul, max or min.",
     infer=_scan_type, reference=_scan_reference, vjp=_scan_vjp,
     batch=lambda op, size, x, *, axis, combine: op(x, axis=axis + 1, combine=combine), cost=4.0,
@@ -148,7 +148,7 @@ def _prod_vjp(g: Node, y: Node, x: Node, *, axes: Shape) -> tuple[Node]:
     return (permute(reshape(found, shape=moved.shape), axes=inverse_permutation(order)),)
 
 
-reduce_prod = define(Op(
+reduce_prod: Op = define(Op(
     "reduce_prod", "reduction", "Product of x over `axes`, which disappear.", infer=_prod_type,
     reference=lambda x, *, axes: np.prod(x, axis=axes, dtype=wide(x)), vjp=_prod_vjp,
     batch=lambda op, size, x, *, axes: op(x, axes=tuple(a + 1 for a in axes)), lower="mul",

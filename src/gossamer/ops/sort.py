@@ -26,7 +26,7 @@ def _argsort_reference(x: np.ndarray, *, axis: int, descending: bool) -> np.ndar
         return np.argsort(x, axis=axis, kind="stable")
     # Equal elements keep their order: sort the reversed axis upwards and read it backwards.
     order = np.flip(np.argsort(np.flip(x, axis), axis=axis, kind="stable"), axis)
-    return x.shape[axis] - 1 - order
+    return np.asarray(x.shape[axis] - 1 - order)
 
 
 def _argsort_samples(rng: np.random.Generator) -> list[Sample]:
@@ -38,7 +38,7 @@ def _argsort_samples(rng: np.random.Generator) -> list[Sample]:
             for x, axis in arrays for descending in (False, True)]
 
 
-argsort = define(Op(
+argsort: Op = define(Op(
     "argsort", "sort", "Positions that put x in order along `axis`; stable; NaN is largest.",
     infer=_argsort_type, reference=_argsort_reference,
     batch=lambda op, size, x, *, axis, descending: op(x, axis=axis + 1, descending=descending),

@@ -125,13 +125,13 @@ def _polygamma(n: int, x: float) -> float:
     if x <= 0 and x == math.floor(x):
         return math.inf if n % 2 else math.nan
     if x > 0:
-        return (-1) ** (n + 1) * math.factorial(n) * _hurwitz(n + 1, x)
+        return (-1.0) ** (n + 1) * math.factorial(n) * _hurwitz(n + 1, x)
     # psi_n(x) = (-1)^n psi_n(1 - x) - pi^(n+1) P_n(cot(pi x)), the reflection differentiated
     c = 1 / math.tan(math.pi * math.fmod(x, 1))
     value = 0.0
     for a in reversed(cotangent_polynomial(n)):
         value = value * c + a
-    return (-1) ** n * _polygamma(n, 1 - x) - math.pi ** (n + 1) * value
+    return (-1.0) ** n * _polygamma(n, 1 - x) - math.pi ** (n + 1) * value
 
 
 def polygamma(x: np.ndarray, *, n: int) -> np.ndarray:

@@ -23,12 +23,12 @@ def _identity_put(old: Node, new: Node, **_: Any) -> Node:
     return new
 
 
-detach = define(Op(
+detach: Op = define(Op(
     "detach", "wrapper", "x, through which no derivative flows.", infer=any_type,
     reference=lambda x: x, batch=batch_elementwise, put=_identity_put, cost=0.0,
     samples=lambda rng: [Sample((rng.normal(size=(2, 3)),))]))
 
-leaf = define(Op(
+leaf: Op = define(Op(
     "leaf", "wrapper", "x, a leaf of autograd: differentiation stops here and reports.",
     infer=any_type, reference=lambda x: x, batch=batch_elementwise, put=_identity_put, cost=0.0,
     samples=lambda rng: [Sample((rng.normal(size=(2, 3)),), gradient=False)]))
@@ -54,7 +54,7 @@ def _custom_batch(op: Op, size: int, value: Node, *inputs: Node, rule: Any) -> N
     return op(value, *inputs, rule=rule)
 
 
-custom = define(Op(
+custom: Op = define(Op(
     "custom", "wrapper",
     "value, whose cotangent becomes `rule(g, y, *inputs)`, one cotangent for each of the inputs.",
     infer=_custom_type, reference=lambda value, *inputs, rule: np.asarray(value),
