@@ -29,7 +29,7 @@ def _draw_weekday(rng: Random) -> DayFacts:
 
 
 def _weekday_answer(facts: DayFacts) -> str:
-    """Whole weeks drop out first: `17 = 14 + 3 => Thursday` for 17 days after Monday."""
+    """Whole weeks drop out first: `3 days => Thursday` for 17 days after Monday."""
     day, away = facts
     rest = abs(away) % 7
     index = DAYS.index(day) + (rest if away > 0 else -rest)
@@ -61,12 +61,15 @@ def _month_length(year: int, month: int) -> int:
 
 
 def _date_answer(facts: DateFacts) -> str:
+    """The day summed, the month's length, then the date: `27+3=30 of 29 => 2024-03-01`."""
     year, month, day, steps = facts
+    length = _month_length(year, month)
+    scratch = f"{day}+{steps}={day + steps} of {length}{ARROW}"
     day += steps
-    if day > _month_length(year, month):
-        day -= _month_length(year, month)
+    if day > length:
+        day -= length
         year, month = (year + 1, 1) if month == 12 else (year, month + 1)
-    return f"{year:04}-{month:02}-{day:02}"
+    return f"{scratch}{year:04}-{month:02}-{day:02}"
 
 
 def _date_is(facts: DateFacts, reply: str) -> bool:

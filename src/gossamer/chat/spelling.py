@@ -52,7 +52,7 @@ def _count_answer(facts: tuple[str, str]) -> str:
 
 
 def _reverse_answer(word: str) -> str:
-    """Forwards with the letters numbered, then backwards by counting down: one look-up a letter."""
+    """Forwards first, then backwards: each letter is the one before the last written one."""
     return f"{_spell(word)}{ARROW}{_spell(word[::-1])}"
 
 

@@ -69,11 +69,11 @@ class TrainSettings:
     """
 
     seconds: float = 510.0
-    batch_size: int = 16
+    batch_size: int = 8
     optimizer: str = "muon"
     matrix_lr: float | None = None
-    embedding_lr: float = 0.3
-    head_lr: float = 0.01
+    embedding_lr: float = 0.7
+    head_lr: float = 0.02
     weight_decay: float = 0.0
     clip: float = 0.0
     schedule: Schedule = field(default_factory=Schedule)
@@ -86,6 +86,7 @@ class TrainSettings:
 
 # Learning rate of the blocks' matrices and, for AdamW, the factor on the other two.
 _MATRIX_LR = {"muon": 0.02, "adamw": 0.003}
+_SMEAR_LR = 0.05  # one number a channel, from 0 to about 1 within the first hundred steps
 _ADAMW_BETAS = (0.8, 0.97)  # of embedding and head: short memories for about a thousand steps
 
 
@@ -333,6 +334,7 @@ def build_optimizers(model: GPT, settings: TrainSettings) -> list[gs.optim.Optim
     tables = [
         {"params": [model.wte.weight], "lr": settings.embedding_lr},
         {"params": [model.head.weight], "lr": settings.head_lr},
+        {"params": [model.smear], "lr": _SMEAR_LR},
     ]
     adamw = gs.optim.AdamW(tables, betas=_ADAMW_BETAS, eps=1e-10, weight_decay=0.0)
     if settings.optimizer == "muon":

@@ -1,9 +1,10 @@
 """A GPT for chat: tokens in, the next token's scores out. Layer 6.
 
-One idea a line: rotary positions, queries and keys of norm one (QK norm), a squared-relu
-feed-forward, norms without gains, no biases, an output head of its own whose rows are padded to a
-multiple of 64, and projections into the residual stream that start at zero, so that the network
-starts as the identity. Optional grouped queries (fewer key and value heads than query heads).
+Rotary positions, queries and keys of norm one (QK norm), a squared-relu feed-forward, norms without
+gains, no biases, a smear (each embedding takes in a learned share of the one before it, so copying
+needs one layer instead of two), an output head of its own whose rows are padded to a multiple of 64,
+and projections into the residual stream that start at zero, so that the network starts as the
+identity. Optional grouped queries (fewer key than query heads).
 
 Source: Vaswani et al. 2017; Su et al. 2021 (rotary); Henry et al. 2020 (QK norm); So et al. 2021
 (squared relu); Ainslie et al. 2023 (grouped queries); the recipe is nanochat's, written anew.
@@ -90,6 +91,7 @@ class KVCache:
     def __init__(self, config: GPTConfig, batch: int = 1) -> None:
         shape = (batch, config.kv_heads, config.sequence_len, config.head_dim)
         self.length = 0  # positions filled
+        self.last = gs.zeros(batch, 1, config.n_embd)  # embedding of the newest, for the smear
         self.keys = [gs.zeros(shape) for _ in range(config.n_layer)]
         self.values = [gs.zeros(shape) for _ in range(config.n_layer)]
 
@@ -190,6 +192,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.smear = nn.Parameter(gs.zeros(config.n_embd))
         self.blocks = nn.ModuleList([Block(config, i) for i in range(config.n_layer)])
         self.head = nn.Linear(config.n_embd, config.padded_vocab, bias=False)
         angles = _rotary_angles(config)  # (T, K/2)
@@ -233,12 +236,20 @@ class GPT(nn.Module):
                 f"{self.config.sequence_len}. Drop the oldest tokens and start a new cache."
             )
         cos, sin = self.cos[past : past + T], self.sin[past : past + T]  # (T, K/2)
-        x = norm(self.wte(ids))  # (B, T, D)
+        x = self._embed(ids, cache)  # (B, T, D)
         for block in self.blocks:
             x = block(x, cos, sin, cache)
         if cache is not None:
             cache.length = past + T
         return self.head(norm(x))[..., : self.config.vocab_size]
+
+    def _embed(self, ids: gs.Tensor, cache: KVCache | None) -> gs.Tensor:
+        """Normed embeddings plus the smear, a share per channel of the one before."""
+        x = norm(self.wte(ids))  # (B, T, D)
+        before = gs.zeros_like(x[:, :1]) if cache is None else cache.last
+        if cache is not None:
+            cache.last = x[:, -1:]
+        return x + self.smear * gs.cat([before, x[:, :-1]], dim=1)
 
     def loss(self, ids: gs.Tensor, targets: gs.Tensor) -> gs.Tensor:
         """Mean cross-entropy in nats over the positions whose target is not -1.
