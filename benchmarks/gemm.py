@@ -19,11 +19,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.compile.gemm_runner import Runner
-
 from gossamer.compile.gemm import Operand, Output, Target, gemm
 from gossamer.core.dtype import as_dtype
 from gossamer.runtime import device
+from tests.compile.gemm_runner import Runner
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
-from tests.compile.gemm_runner import Runner
 
 from gossamer.compile.gemm import Operand, Output, Target, gemm
 from gossamer.core.dtype import DType, as_dtype
+from tests.compile.gemm_runner import Runner
 
 AVX512 = Target(64, frozenset({"avx512f"}))
 AVX2 = Target(32)

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.compile.gemm_runner import Runner
 
 from gossamer.compile.builder import FunctionBuilder
 from gossamer.compile.calls import BufferRef, Call, KernelSource, Word
 from gossamer.compile.gemm import Epilogue, Operand, Output, Packed, Target, gemm
 from gossamer.core.dtype import float32
+from tests.compile.gemm_runner import Runner
 
 AVX512 = Target(64, frozenset({"avx512f"}))
 TARGETS = {"avx512": AVX512, "avx2": Target(32), "neon": Target(16, frozenset({"neon"})),

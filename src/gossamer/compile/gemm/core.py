@@ -20,9 +20,12 @@ from functools import cache
 from gossamer.compile.calls import KernelSource
 from gossamer.compile.gemm.driver import ZEROS, Driver
 from gossamer.compile.gemm.micro import cut_rows
+from gossamer.compile.gemm.pack import WIDE
 from gossamer.compile.gemm.target import Tile
 
 __all__ = ["core_source"]
+
+_GROUP = 8  # panels of B packed at once: 1 KiB of each row in float32
 
 
 class _Core(Driver):
@@ -50,22 +53,29 @@ class _Core(Driver):
             self.pack_a(row, rows, pc, kc)
         place = f.add(f.mul(row, w["a_r"]), f.mul(pc, w["a_k"]))
         a = f.select(packs_a, self.scratch, self.at(self.a, place), "ptr")
-        step, pitch = f.select(packs_a, kc, w["a_r"]), f.select(packs_a, "0", w["a_pitch"])
+        step = f.select(packs_a, "0", w["a_r"])
+        pitch = f.select(packs_a, str(self.tile.a_pitch), w["a_pitch"])
         panels = f.udiv(f.add(self.columns, str(width - 1)), str(width))
         packed = self.at(self.packed_b, f.mul(f.sub(pc, po), f.mul(panels, str(width))))
         first = f.compare("eq", pc, self.k0)
         with f.loop("0", self.columns, width) as jr:
-            columns = f.minimum(f.sub(self.columns, jr), str(width))
-            full = f.compare("eq", columns, str(width))
-            b, ldb = self.panel(jr, columns, full, packed, ic, pc, kc)
-            self.multiply(jr, columns, full, first, rows,
+            with f.when(f.compare("eq", ic, "0")):
+                self.pack_b(jr, packed, pc, kc)
+            b, ldb = self.panel(jr, packed, pc, kc)
+            self.multiply(jr, first, rows,
                           f"i64 {kc}, ptr {a}, i64 {step}, i64 {pitch}, ptr {b}, i64 {ldb}")
 
-    def multiply(self, jr: str, columns: str, full: str, first: str, rows: str,
-                 operands: str) -> None:
-        """One column panel: into its place, or through the edge buffer where C has no room."""
-        f, lanes, width = self.f, self.tile.lanes, self.tile.columns
+    def cut(self, jr: str) -> tuple[str, str, str]:
+        """(columns of the panel at jr, its vectors, whether these are full)."""
+        f, lanes = self.f, self.tile.lanes
+        columns = f.minimum(f.sub(self.columns, jr), str(self.tile.columns))
         vectors = f.udiv(f.add(columns, str(lanes - 1)), str(lanes))
+        return columns, vectors, f.compare("eq", columns, f.mul(vectors, str(lanes)))
+
+    def multiply(self, jr: str, first: str, rows: str, operands: str) -> None:
+        """One column panel: into its place, or through the edge buffer where C has no room."""
+        f, width = self.f, self.tile.columns
+        columns, vectors, full = self.cut(jr)
         call = f"call void {self.w['micro']}(i64 {vectors}, i64 {rows}, {operands}, "
 
         def direct() -> None:
@@ -86,31 +96,54 @@ class _Core(Driver):
     def pack_a(self, row: str, rows: str, pc: str, kc: str) -> None:
         f = self.f
         count, base, extra = cut_rows(f, rows, self.tile.rows)
+        panel = f.mul(kc, str(self.tile.a_pitch))
         with f.loop("0", count) as p:
             start = f.add(f.mul(p, base), f.minimum(p, extra))
             height = f.add(base, f.value(f"zext i1 {f.compare('slt', p, extra)} to i64"))
-            self.fill("a", self.a, self.at(self.scratch, f.mul(start, kc)), f.add(row, start),
-                      height, pc, kc, height)
+            self.fill("a", self.a, self.at(self.scratch, f.mul(p, panel)), f.add(row, start),
+                      height, pc, kc, str(self.tile.a_pitch))
 
-    def panel(self, jr: str, columns: str, full: str, packed: str, ic: str, pc: str,
-              kc: str) -> tuple[str, str]:
-        """(pointer, pitch) of a column panel of B; packed now if this is its first use."""
-        f, w, width = self.f, self.w, str(self.tile.columns)
-        unpacked = self.both(f.compare("eq", w["b_pack"], "0"), full)
-        to = self.at(packed, f.mul(jr, kc))
-        column = f.add(self.n0, jr)
-        used_first = self.both(f.compare("eq", ic, "0"), f.value(f"xor i1 {unpacked}, true"))
-        with f.when(used_first):
-            with f.when(f.value(f"xor i1 {full}, true")):
-                # Columns that do not exist are multiplied and thrown away. Zeros keep stale
-                # denormal numbers, which are slow, out of the multiplier.
-                nbytes = f.mul(kc, str(self.tile.columns * self.tile.nbytes))
-                f.intrinsic("llvm.memset.p0.i64", "void", [
-                    ("ptr", to), ("i8", "0"), ("i64", nbytes), ("i1", "false")])
-            self.fill("b", self.b, to, column, columns, pc, kc, width)
-        place = f.add(f.mul(column, w["b_r"]), f.mul(pc, w["b_k"]))
-        pointer = f.select(unpacked, self.at(self.b, place), to, "ptr")
-        return pointer, f.select(unpacked, w["b_k"], width)
+    def pack_b(self, jr: str, packed: str, pc: str, kc: str) -> None:
+        """Pack the panel at jr, or _GROUP panels from there on; nothing if B is read in place."""
+        f, w, width = self.f, self.w, self.tile.columns
+        columns, _, full = self.cut(jr)
+        whole = f.compare("eq", columns, str(width))
+        packs = f.compare("ne", w["b_pack"], "0")
+        to, column = self.at(packed, f.mul(jr, kc)), f.add(self.n0, jr)
+        direct = f.value(f"icmp eq ptr {w['b_fn']}, null")
+        streams = self.both(direct, f.compare("eq", w["b_r"], "1"))
+        grouped = self.both(self.both(packs, whole), streams)
+
+        def group() -> None:
+            starts = f.compare("eq", f.urem(jr, str(_GROUP * width)), "0")
+            with f.when(starts):
+                left = f.udiv(f.sub(self.columns, jr), str(width))
+                place = f.add(column, f.mul(pc, w["b_k"]))
+                f.line(f"call void @{WIDE}(ptr {to}, ptr {self.at(self.b, place)}, "
+                       f"i64 {f.minimum(left, str(_GROUP))}, i64 {kc}, i64 {w['b_k']})")
+
+        def single() -> None:
+            with f.when(f.value(f"or i1 {packs}, {f.value(f'xor i1 {full}, true')}")):
+                with f.when(f.value(f"xor i1 {full}, true")):
+                    self.clear(to, kc)
+                self.fill("b", self.b, to, column, columns, pc, kc, str(width))
+
+        f.either(grouped, group, single)
+
+    def clear(self, panel: str, kc: str) -> None:
+        """Columns that do not exist are multiplied and thrown away: zeros keep stale denormal
+        numbers, which are slow, out of the multiplier."""
+        nbytes = self.f.mul(kc, str(self.tile.columns * self.tile.nbytes))
+        self.f.intrinsic("llvm.memset.p0.i64", "void", [
+            ("ptr", panel), ("i8", "0"), ("i64", nbytes), ("i1", "false")])
+
+    def panel(self, jr: str, packed: str, pc: str, kc: str) -> tuple[str, str]:
+        """(pointer, pitch) of a column panel of B."""
+        f, w = self.f, self.w
+        in_place = self.both(f.compare("eq", w["b_pack"], "0"), self.cut(jr)[2])
+        place = f.add(f.mul(f.add(self.n0, jr), w["b_r"]), f.mul(pc, w["b_k"]))
+        pointer = f.select(in_place, self.at(self.b, place), self.at(packed, f.mul(jr, kc)), "ptr")
+        return pointer, f.select(in_place, w["b_k"], str(self.tile.columns))
 
 
 @cache

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from gossamer.compile.builder import FunctionBuilder
 from gossamer.compile.calls import KernelSource
-from gossamer.compile.gemm.pack import PACK, pack_function
+from gossamer.compile.gemm.pack import PACK, pack_function, wide_function
 from gossamer.compile.gemm.target import Tile
 
 __all__ = ["FIELDS", "ZEROS", "Driver"]
@@ -62,8 +62,8 @@ class Driver:
         """The driver with its packers and the other functions that it calls."""
         tile = self.tile
         zeros = f"{ZEROS} = internal constant [{tile.columns} x {tile.element}] zeroinitializer\n"
-        texts = [zeros, pack_function(tile), _scatter_function(tile), self.write(),
-                 *(f.finish() for f in functions)]
+        texts = [zeros, pack_function(tile), wide_function(tile), _scatter_function(tile),
+                 self.write(), *(f.finish() for f in functions)]
         declares = {k: v for f in (self.f, *functions) for k, v in f.declares.items()}
         return KernelSource(self.symbol, "".join(texts) + "\n".join(declares.values()))
 
@@ -182,17 +182,35 @@ def _scatter_function(tile: Tile) -> str:
     f = FunctionBuilder(f"internal void @{_SCATTER}(ptr %dst, i64 %dm, i64 %dn, ptr %src, "
                         "i64 %pitch, i64 %rows, i64 %columns, i64 %add)", "noinline #0")
 
+    def move(count: int, source: str, to: str, adds: bool) -> None:
+        type_ = f"<{count} x {tile.element}>" if count > 1 else tile.element
+        x = f.load(type_, source, tile.nbytes)
+        if adds:
+            x = f.value(f"fadd {type_} {x}, {f.load(type_, to, tile.nbytes)}")
+        f.store(type_, x, to, tile.nbytes)
+
+    def near(source: str, to: str, adds: bool) -> None:
+        """Neighbours: vectors, then halves of vectors by the bits of `columns`."""
+        count = tile.lanes
+        with f.loop("0", f.value(f"and i64 %columns, {-count}"), count) as c:
+            move(count, f.gep(source, c, tile.element), f.gep(to, c, tile.element), adds)
+        while count > 1:
+            done = f.value(f"and i64 %columns, {-count}")
+            count //= 2
+            bit = f.value(f"and i64 %columns, {count}")
+            with f.when(f.compare("ne", bit, "0")):
+                move(count, f.gep(source, done, tile.element), f.gep(to, done, tile.element), adds)
+
+    def far(source: str, to: str, adds: bool) -> None:
+        with f.loop("0", "%columns") as c:
+            move(1, f.gep(source, c, tile.element), f.gep(to, f.mul(c, "%dn"), tile.element), adds)
+
     def copy(adds: bool) -> None:
         with f.loop("0", "%rows") as r:
             to = f.gep("%dst", f.mul(r, "%dm"), tile.element)
             source = f.gep("%src", f.mul(r, "%pitch"), tile.element)
-            with f.loop("0", "%columns") as c:
-                x = f.load(tile.element, f.gep(source, c, tile.element), tile.nbytes)
-                place = f.gep(to, f.mul(c, "%dn"), tile.element)
-                if adds:
-                    old = f.load(tile.element, place, tile.nbytes)
-                    x = f.value(f"fadd {tile.element} {x}, {old}")
-                f.store(tile.element, x, place, tile.nbytes)
+            f.either(f.compare("eq", "%dn", "1"), lambda: near(source, to, adds),
+                     lambda: far(source, to, adds))
 
     f.either(f.compare("eq", "%add", "0"), lambda: copy(False), lambda: copy(True))
     return f.finish()

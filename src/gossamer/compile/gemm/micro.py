@@ -27,7 +27,7 @@ _KERNEL = ("i64 %kc, ptr noalias %a, i64 %pitch, ptr noalias %b, i64 %ldb, "
            "ptr %c, i64 %ldc, ptr %in, i64 %ldi")
 
 # Arguments of the exported function, which covers any number of rows. Row r of A starts `step`
-# elements after row r - 1; pitch 0 means that A is packed.
+# elements after row r - 1; step 0 means that A is packed, panel after panel.
 PANEL_ARGUMENTS = ("i64 %vectors, i64 %rows, i64 %kc, ptr %a, i64 %step, i64 %pitch, ptr %b, "
                    "i64 %ldb, ptr %c, i64 %ldc, ptr %in, i64 %ldi")
 
@@ -175,11 +175,12 @@ def panel_source(tile: Tile, by_rows: bool) -> KernelSource:
         rows = f.add(base, f.value(f"zext i1 {f.compare('slt', p, extra)} to i64"))
         index = f.add(f.mul(f.sub("%vectors", "1"), str(tile.rows)), f.sub(rows, "1"))
         kernel = f.load("ptr", f.gep("@kernels", index, "ptr"))
-        pitch = f.select(f.compare("eq", "%pitch", "0"), rows, "%pitch")
-        a = f.gep("%a", f.mul(first, "%step"), tile.element)
+        packed = f.mul(p, f.mul("%kc", str(tile.a_pitch)))
+        offset = f.select(f.compare("eq", "%step", "0"), packed, f.mul(first, "%step"))
+        a = f.gep("%a", offset, tile.element)
         c = f.gep("%c", f.mul(first, "%ldc"), tile.element)
         source = f.gep("%in", f.mul(first, "%ldi"), tile.element)
-        f.line(f"call void {kernel}(i64 %kc, ptr {a}, i64 {pitch}, ptr %b, i64 %ldb, "
+        f.line(f"call void {kernel}(i64 %kc, ptr {a}, i64 %pitch, ptr %b, i64 %ldb, "
                f"ptr {c}, i64 %ldc, ptr {source}, i64 %ldi)")
     sizes = [(r, v) for v in range(1, tile.vectors + 1) for r in range(1, tile.rows + 1)]
     kernels = [_Kernel(tile, r, v, by_rows) for r, v in sizes]

@@ -50,8 +50,8 @@ class Packed:
 
     It should write along whichever is contiguous in its own inputs: "k" blocks are transposed in
     registers afterwards. It writes nothing else: padding is not its duty. `dst` is aligned to an
-    element only. Calls come from several threads, in any order, and may repeat a block.
-    `width` is at most a few hundred; rows at most two vectors' lanes or 14.
+    element only. Calls come from several threads, in any order, and may repeat a block. There are
+    at most 32 rows (less for narrower vectors) and a few hundred k.
 
     Args:
         context: words of the block that `ctx` points to.
@@ -73,9 +73,9 @@ class Epilogue:
         void epilogue(ptr ctx, ptr tile, i64 ld, i64 b0, i64 b1, i64 m0, i64 rows, i64 n0, i64 cols)
 
     tile[i * ld + j] is C[b0, b1, m0 + i, n0 + j] for i < rows, j < cols, in the product's dtype.
-    The tile is scratch memory in the cache, aligned to 64 bytes, as are its rows: the callback may
-    overwrite it, and read (never use) beyond `cols` up to ld. Every element of C is in exactly one
-    call; calls come from several threads in any order.
+    The tile is scratch memory in the cache, aligned to an element: the callback may overwrite its
+    rows x cols elements. Every element of C is in exactly one call; calls come from several threads
+    in any order.
 
     Args:
         context: words of the block that `ctx` points to.

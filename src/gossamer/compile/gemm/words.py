@@ -45,13 +45,14 @@ def _places(sizes: Mapping[str, int], tile: Tile) -> Values:
 
 def _scratch(p: Problem, s: Blocks, tile: Tile) -> Values:
     """Packed A (or the vector), packed B, the epilogue's tile, edges, blocks of callbacks."""
-    width, slack = tile.columns, tile.lanes  # packing may write a vector beyond the end
+    width, slack = tile.columns, tile.lanes  # a copied vector is stored in whole registers
     columns = -(-s.item_n // width) * width
+    panels = -(-s.mc // tile.rows)
     tile_pitch = s.mc if p.swapped else columns
     has_tile = isinstance(p.out, Epilogue)
     fused = isinstance(p.a, Packed) or isinstance(p.b, Packed)
     sizes = {
-        "at_b": (1 if p.is_thin else s.mc) * s.kc + slack,
+        "at_b": (1 if p.is_thin else panels * tile.a_pitch) * s.kc + slack,
         "at_tile": 0 if p.is_thin else columns * s.ko + slack,
         "at_edge": tile_pitch * (columns if p.swapped else s.mc) if has_tile else 0,
         "at_stage": columns if p.is_thin else s.mc * width,
