@@ -72,6 +72,14 @@ def test_private_names_of_different_texts_do_not_meet() -> None:
     assert [result_of(a) for a in (one, two, three)] == [2010, 2140, 3200]
 
 
+def test_functions_are_inlined_where_they_ask_for_it() -> None:
+    plain = helped(8)
+    assert jit.machine_text(plain).count("@helper(") == 2  # its definition and one call
+    inlined = KernelSource("k", plain.text.replace(" noinline", " alwaysinline"))
+    assert "@helper" not in jit.machine_text(inlined)
+    assert [result_of(a) for a in jit.addresses([plain, inlined])] == [2016, 2016]
+
+
 @pytest.mark.parametrize(("function", "argument", "expected"), [
     ("expf", 0.0, 1.0), ("erff", 0.0, 0.0), ("sqrtf", 9.0, 3.0), ("tgammaf", 5.0, 24.0)])
 def test_libm_is_there(function: str, argument: float, expected: float) -> None:

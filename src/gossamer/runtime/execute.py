@@ -148,7 +148,8 @@ class Executable:
         self.calls, self.buffers, self.params = tuple(calls), buffers, params
         self.constants = tuple(constants)  # keeps them alive
         self.sources = sources_of(self.calls)
-        addresses = dict(zip(self.sources, jit.addresses(self.sources), strict=True))
+        needed = [*self.sources, threads.native_kernel()]
+        addresses = dict(zip(needed, jit.addresses(needed), strict=True))
         layout = _Layout(self.calls, buffers, self.constants, addresses)
         self._words = array("Q", layout.words)  # never resized: its address is in use
         self._address = self._words.buffer_info()[0]

@@ -19,16 +19,23 @@ from array import array
 from collections.abc import Callable
 from typing import Any
 
+from gossamer.compile.calls import KernelSource
 from gossamer.runtime import device, jit
 from gossamer.runtime.native import AT, BLOCK_BYTES, ENTRIES, native_source
 
 __all__ = ["Native", "Pool", "current_pool", "generation", "get_num_threads", "native",
-           "set_num_threads"]
+           "native_kernel", "set_num_threads"]
 
 # How long an idle worker looks for work before it sleeps. Waking one costs the caller 2 to 5 us
 # and the worker 30 to 60, so the pauses between the regions of a step should stay under this;
 # more would burn a core that other programs could use (OpenMP's 200 ms is what to avoid).
 _SPIN_SECONDS = 50e-6
+
+
+@functools.cache
+def native_kernel(portable: bool = False) -> KernelSource:
+    """Source of the native loops for this host; programs compile it along with their own."""
+    return native_source(device.host().triple, portable)
 
 
 class Native:
@@ -39,7 +46,7 @@ class Native:
 
     def __init__(self, portable: bool = False) -> None:
         table = (ctypes.c_uint64 * len(ENTRIES))()
-        entry = jit.addresses([native_source(device.host().triple, portable)])[0]
+        entry = jit.addresses([native_kernel(portable)])[0]
         ctypes.CFUNCTYPE(None, ctypes.c_void_p)(entry)(ctypes.addressof(table))
         self.table = dict(zip(ENTRIES, table, strict=True))
         word, pointer = ctypes.c_int64, ctypes.c_void_p
