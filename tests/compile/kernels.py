@@ -43,27 +43,44 @@ class Loop:
         output: dtype of the result.
         width: lanes.
         level: see `features`.
-        unroll: vectors per iteration of the loop.
     """
 
     def __init__(self, rule: Rule, inputs: Sequence[DType], output: DType, width: int,
-                 level: str = "host", unroll: int = 1) -> None:
+                 level: str = "host") -> None:
         b = FunctionBuilder("void @k(ptr %args, i64 %n)")
         e = Emitter(b, inputs[0], width)
         pointers = [b.load("ptr", b.gep("%args", str(i), "ptr")) for i in range(len(inputs) + 1)]
-        with b.loop("0", "%n", max(width, 1) * unroll) as first:
-            for u in range(unroll):
-                i = b.add(first, str(u * max(width, 1))) if u else first
-                values = [e.of(d).load(b.gep(p, i, d.llvm))
-                          for d, p in zip(inputs, pointers[:-1], strict=True)]
-                e.of(output).store(rule(e, *values), b.gep(pointers[-1], i, output.llvm))
-        self.inputs, self.output, self.width = inputs, output, max(width, 1) * unroll
+        with b.loop("0", "%n", max(width, 1)) as i:
+            values = [e.of(d).load(b.gep(p, i, d.llvm))
+                      for d, p in zip(inputs, pointers[:-1], strict=True)]
+            e.of(output).store(rule(e, *values), b.gep(pointers[-1], i, output.llvm))
+        self._compile(b, inputs, output, width, level)
+
+    @classmethod
+    def raw(cls, rule: Callable[[Emitter, str, str, str], None], dtype: DType, width: int,
+            level: str, moving: bool = True) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+        """A function (x, out) -> out from a rule (e, pointer into x, i, pointer into out) that does
+        its own loads and stores; the first pointer stays at x's start unless `moving`."""
+        loop = cls.__new__(cls)
+        b = FunctionBuilder("void @k(ptr %args, i64 %n)")
+        e = Emitter(b, dtype, width)
+        x, y = (b.load("ptr", b.gep("%args", str(i), "ptr")) for i in range(2))
+        with b.loop("0", "%n", max(width, 1)) as i:
+            rule(e, b.gep(x, i, dtype.llvm) if moving else x, i, b.gep(y, i, dtype.llvm))
+        loop._compile(b, [dtype], dtype, width, level)
+
+        def call(source: np.ndarray, out: np.ndarray) -> np.ndarray:
+            loop.bind(source, out)()
+            return out
+
+        return call
+
+    def _compile(self, b: FunctionBuilder, inputs: Sequence[DType], output: DType, width: int,
+                 level: str) -> None:
+        self.inputs, self.output, self.width = inputs, output, max(width, 1)
         self.text = b.finish() + "\n".join(dict.fromkeys(b.declares.values()))
         self.text += f'\nattributes #0 = {{ nounwind "target-features"="{features(level)}" ' \
                      f'"prefer-vector-width"="512" }}\n'
-        self._compile(level)
-
-    def _compile(self, level: str) -> None:
         module = llvm.parse_assembly(self.text)
         module.verify()
         module.triple = llvm.get_process_triple()

@@ -205,8 +205,9 @@ def asin(e: Memory, x: str) -> str:
     """Inverse sine in [-pi/2, pi/2]; NaN outside [-1, 1]."""
     high, low, _ = _HALF_PI[e.bits]
     large, t, tail = _asin_parts(e, e.abs(x))
-    far = e.fma(e.const(-2), tail, e.const(low))
-    far = e.add(e.fma(e.const(-2), t, e.const(high)), far)
+    rough = e.fma(e.const(-2), t, e.const(high))
+    lost = e.fma(e.const(-2), t, e.sub(e.const(high), rough))  # what it rounds off
+    far = e.add(rough, e.fma(e.const(-2), tail, e.add(lost, e.const(low))))
     return e.copysign(e.select(large, far, e.add(t, tail)), x)
 
 
