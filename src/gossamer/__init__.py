@@ -1,29 +1,58 @@
 """Gossamer: a deep-learning framework, light enough to see through.
 
 The public API has PyTorch's names and semantics: `import gossamer as gs` where one would import
-torch. This file only gathers; functions live in the module of their family.
+torch. This file only gathers; functions live in the module of their family, and register themselves
+in `dispatch.PUBLIC`.
 """
 
 from __future__ import annotations
 
-from gossamer import (
-    autograd as autograd,
-    creation as creation,
-    gathering as gathering,
-    indexing as indexing,
-    joining as joining,
-    layout as layout,
-    linalg as linalg,
-    mathematics as mathematics,
-    matrices as matrices,
-    members as members,
-    pointwise as pointwise,
-    products as products,
-    reductions as reductions,
-    scanning as scanning,
-    sorting as sorting,
-    views as views,
+import math
+from typing import TYPE_CHECKING, Any
+
+from gossamer import autograd as autograd, functional as functional, linalg as linalg
+from gossamer.compile_ import compile as compile
+from gossamer.core.dtype import (
+    DType as dtype,
+    bfloat16 as bfloat16,
+    bool_ as bool,
+    float16 as float16,
+    float32 as float32,
+    float64 as float64,
+    int8 as int8,
+    int16 as int16,
+    int32 as int32,
+    int64 as int64,
+    uint8 as uint8,
+)
+from gossamer.core.errors import (
+    CheckpointError as CheckpointError,
+    CompileError as CompileError,
+    DeviceError as DeviceError,
+    DTypeError as DTypeError,
+    GossamerError as GossamerError,
+    GradientError as GradientError,
+    IndexingError as IndexingError,
+    ShapeError as ShapeError,
+    TraceError as TraceError,
+)
+from gossamer.devices import (
+    Device as device,
+    get_default_device as get_default_device,
+    set_default_device as set_default_device,
 )
 from gossamer.dispatch import PUBLIC
+from gossamer.modes import is_inference_mode_enabled as is_inference_mode_enabled
+from gossamer.tensor import Parameter as Parameter, Size as Size, Tensor as Tensor
+
+if TYPE_CHECKING:
+    def __getattr__(name: str) -> Any: ...
+
+__version__ = "0.1.0"
+double, float, half = float64, float32, float16
+long, int, short = int64, int32, int16
+inf, nan, pi, e = math.inf, math.nan, math.pi, math.e
+strided = "strided"
+contiguous_format, channels_last, preserve_format = "contiguous", "channels_last", "preserve"
 
 globals().update(PUBLIC)

@@ -17,6 +17,7 @@ from gossamer import prims
 from gossamer.compile.vjp import vjp
 from gossamer.core.errors import DTypeError, GradientError, ShapeError
 from gossamer.dispatch import PUBLIC
+from gossamer.function import Function, once_differentiable
 from gossamer.hooks import Hooks, RemovableHandle, hooks_of
 from gossamer.ir.node import STATE, Node, toposort, type_text, user_line
 from gossamer.modes import (
@@ -30,8 +31,8 @@ from gossamer.modes import (
 from gossamer.realize import settle
 from gossamer.tensor import LEAF, Tensor, attach, wrap
 
-__all__ = ["backward", "enable_grad", "grad", "inference_mode", "is_grad_enabled", "no_grad",
-           "set_grad_enabled"]
+__all__ = ["Function", "backward", "enable_grad", "grad", "inference_mode", "is_grad_enabled", "no_grad",
+           "once_differentiable", "set_grad_enabled"]
 
 
 def _several(value: Any, name: str, what: str) -> list[Tensor]:

@@ -55,8 +55,6 @@ def composite(name: str, *params: str, **defaults: Any) -> Callable[..., Tensor]
 
 for _name in ("relu", "square"):
     public(inplace=True)(composite(_name))
-PUBLIC["selu"] = composite("selu")
-PUBLIC["celu"] = composite("celu", "alpha", alpha=1.0)
 
 
 # ------------------------------------------------------------------------------------- limits

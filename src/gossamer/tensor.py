@@ -10,7 +10,8 @@ Source of the semantics: PyTorch, "Tensor Views" and "Autograd mechanics".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import ref
 
@@ -65,17 +66,22 @@ class Size(tuple[int, ...]):
 class Shared:
     """Memory that NumPy code may write to at any time; a tensor on it reads a fresh copy.
 
-    Held weakly where that tells when the last NumPy handle is gone (then the tensor owns it).
+    Attributes:
+        array: the array.
+        always: others reach the memory by other handles than `array` and its views; otherwise
+            the count of references to it tells when the last of them is gone.
     """
 
-    __slots__ = ("_find",)
+    __slots__ = ("always", "array")
 
-    def __init__(self, array: np.ndarray, weak: bool) -> None:
-        self._find: Callable[[], np.ndarray | None] = ref(array) if weak else lambda: array
+    def __init__(self, array: np.ndarray, always: bool) -> None:
+        self.array = array
+        self.always = always
 
-    def array(self) -> np.ndarray | None:
-        """The array, or None once nobody else can reach it."""
-        return self._find()
+    def alone(self) -> bool:
+        """Whether nobody else can reach the memory any more."""
+        # Two references: this object's, and the argument of getrefcount.
+        return not self.always and sys.getrefcount(self.array) <= 2
 
 
 def buffer(array: np.ndarray, dtype: DType) -> Node:
@@ -253,12 +259,15 @@ class Tensor:
 
     def _snapshot(self, shared: Shared) -> Node:
         """A copy of foreign memory as it is now."""
-        array = shared.array()
-        if array is None:
+        alone = shared.alone()
+        node = buffer(shared.array if alone else shared.array.copy(), self._node.dtype)
+        if self._leaf:
+            node = leaf_node(node, self)
+        if alone:
             self._base = None
-            return self._node
-        node = buffer(array.copy(), self._node.dtype)
-        return leaf_node(node, self) if self._leaf else node
+            self._node = node
+            node.owner = ref(self)
+        return node
 
     def _assign(self, new: Node) -> None:
         """Make `new` the value of this root; without grad mode its history stays what it was."""
@@ -321,13 +330,12 @@ class Tensor:
 
     def _write_shared(self, shared: Shared, new: Node) -> None:
         """Write into foreign memory now."""
-        array = shared.array()
-        if array is None:
-            self._base = None
+        if shared.alone():
+            self._snapshot(shared)
             self._assign(new)
             return
         realize([new])
-        array[...] = new.value.array()
+        shared.array[...] = new.value.array()
         if new.grad and STATE.grad_enabled:  # a snapshot has no history: leave the memory behind
             self._base = None
             self._assign(new)

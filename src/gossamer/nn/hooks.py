@@ -14,7 +14,8 @@ from collections.abc import Callable
 from typing import Any
 
 from gossamer.core.errors import GradientError
-from gossamer.tensor import Function, Tensor
+from gossamer.function import Function
+from gossamer.tensor import Tensor
 
 __all__ = ["BackwardHook", "HookTable", "RemovableHandle", "add_hook"]
 
