@@ -7,7 +7,7 @@ All is iterative and linear in nodes.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
 
 from gossamer.core.errors import CompileError
 from gossamer.ir.node import STATE, Node, type_text, user_line
@@ -51,7 +51,7 @@ def _check(node: Node, found: Node | tuple[Node, ...]) -> None:
             "defect of the operator's record.")
 
 
-def _stands_for(node: Node, keep: Collection[str]) -> Node | None:
+def _stands_for(node: Node, keep: Callable[[Node], bool]) -> Node | None:
     """The node that replaces `node`, or None if it stays."""
     op = node.op
     if node.value is not None:
@@ -60,13 +60,13 @@ def _stands_for(node: Node, keep: Collection[str]) -> Node | None:
         return node.inputs[0]
     if op is PICK:
         source = node.inputs[0]
-        if source.op.body is None or source.op.name in keep or source.value is not None:
+        if source.op.body is None or keep(source) or source.value is not None:
             return None
         parts = expansion(source)
         assert isinstance(parts, tuple)
         picked: Node = parts[node.attrs["index"]]
         return picked
-    if op.body is None or op.name in keep or node.outs is not None:
+    if op.body is None or keep(node) or node.outs is not None:
         return None
     found = expansion(node)
     assert isinstance(found, Node)
@@ -83,12 +83,16 @@ def _rebuilt(node: Node, inputs: tuple[Node, ...]) -> Node:
     return new
 
 
-def expand(roots: Sequence[Node], keep: Collection[str] = frozenset()) -> list[Node]:
+def _nothing(node: Node) -> bool:
+    return False
+
+
+def expand(roots: Sequence[Node], keep: Callable[[Node], bool] = _nothing) -> list[Node]:
     """The same values computed by primitives alone.
 
     Args:
         roots: results wanted. Nodes that have a `value` are leaves.
-        keep: names of composites that stay one node (the scheduler has kernels for them).
+        keep: which composites stay one node (the compiler has kernels for them).
     """
     new: dict[int, Node] = {}
     stack = list(reversed(roots))

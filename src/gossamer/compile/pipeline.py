@@ -17,6 +17,7 @@ from gossamer.compile.expand import expand
 from gossamer.compile.gemm import Target
 from gossamer.compile.lower import Nest, lower_loops
 from gossamer.compile.memory import Arena, plan_arena
+from gossamer.compile.attention import has_kernel
 from gossamer.compile.prepare import copy, index_checks, prepare
 from gossamer.compile.schedule import Cluster, schedule
 from gossamer.compile.simplify import simplify
@@ -66,7 +67,7 @@ def compile_graph(roots: Sequence[Node], inputs: Sequence[Node], target: Target,
         specialize: sizes as literals (compiled functions), else as words (one kernel, all shapes).
         donate: (root, input) pairs of which `shared` is to tell.
     """
-    graph = simplify(expand(list(roots)))
+    graph = simplify(expand(list(roots), keep=has_kernel))
     checks = index_checks(toposort(graph))
     wanted = [_in_memory(r) for r in prepare(simplify([*graph, *(c.flag for c in checks)]))]
     leaf = {id(x) for x in inputs}
@@ -121,7 +122,7 @@ def _cluster_calls(cluster: Cluster, buffers: dict[int, int], target: Target,
     if cluster.kind == "dot":
         return contraction_calls(cluster, buffers, target, specialize)[0], None
     if cluster.kind in SPECIAL:
-        return SPECIAL[cluster.kind](cluster.outputs[0], buffers, target, specialize), None
+        return SPECIAL[cluster.kind](cluster, buffers, target, specialize), None
     name = "+".join(dict.fromkeys(m.op.name for m in cluster.members))[:60]
     nest = Nest(name, cluster.space, cluster.reductions,
                 [(o, buffers[id(o)]) for o in cluster.outputs], cluster.rows)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from gossamer.compile.attention import rows_of
 from gossamer.compile.contraction import canonical_operand, describe
 from gossamer.compile.schedule import MIN_ROWS, SPLIT_WORK, canonical_space
 from gossamer.compile.simplify import Rebuilder
@@ -72,11 +73,20 @@ def prepare(roots: list[Node]) -> list[Node]:
             new[id(node)] = _contraction(b, node, inputs)
         elif name in _MEMORY:
             new[id(node)] = b.again(node, tuple(_in_memory(x) for x in inputs))
+        elif name in ("attention", "attention_grad"):
+            new[id(node)] = b.again(node, tuple(_readable(x, i) for i, x in enumerate(inputs)))
         elif name in ("reduce_sum", "reduce_max", "reduce_min"):
             new[id(node)] = _reduction(b, node, inputs[0])
         else:
             new[id(node)] = b.again(node, inputs)
     return [new[id(r)] for r in roots]
+
+
+def _readable(node: Node, position: int) -> Node:
+    """An operand of attention: q, k, v and g through strides, the statistics in order."""
+    if position in (3, 5):
+        return _in_memory(node)
+    return node if rows_of(node) is not None else copy(node)
 
 
 def _in_memory(node: Node) -> Node:

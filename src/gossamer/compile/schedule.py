@@ -15,6 +15,7 @@ from math import prod
 
 from gossamer.compile.lower import Space
 from gossamer.ir.node import Node, Shape, toposort
+from gossamer.ir.op import PICK
 
 __all__ = ["Cluster", "Plan", "canonical_space", "schedule"]
 
@@ -72,10 +73,9 @@ class _Position:
 
 
 class _Scheduler:
-    def __init__(self, roots: list[Node], leaf: set[int], keep: frozenset[str]) -> None:
+    def __init__(self, roots: list[Node], leaf: set[int]) -> None:
         self.roots = roots
         self.leaf = leaf  # ids of nodes that are in memory already
-        self.keep = keep
         self.order = toposort(roots, stop=lambda n: id(n) in leaf)
         self.clusters: list[Cluster] = []
         self.home: dict[int, _Position] = {}  # members
@@ -110,6 +110,8 @@ class _Scheduler:
             self._elementwise(node)
         elif node.op.kind == "reduction":
             self._reduction(node)
+        elif node.op is PICK:
+            self._join(self.home[id(node.inputs[0])].cluster, node, False)
         else:
             kind = "dot" if node.op.kind == "contraction" else node.op.name
             kind = "loops" if kind == "take" else kind
@@ -319,11 +321,11 @@ class _Scheduler:
         """Operators with a kernel of their own read buffers."""
         if node.op.name == "take":
             return operand is node.inputs[0]
-        return node.op.kind in ("contraction", "scan", "sort", "special", "indexing")
+        return node.op.kind in ("contraction", "scan", "sort", "special", "indexing", "composite")
 
     def _worth_storing(self, node: Node, readers: set[int], cost: float, loads: float) -> bool:
-        if node.op.kind in ("movement", "leaf"):
-            return False
+        if node.op.kind in ("movement", "leaf") or node.outs is not None:
+            return False  # of an operator with several results the picks are stored
         if self._always_stored(node) or -1 in readers:
             return True
         if cost <= CHEAP_COST and loads <= CHEAP_LOADS:
@@ -334,14 +336,13 @@ class _Scheduler:
         return sorted(clusters, key=lambda c: (c.ancestors.bit_count(), c.number))
 
 
-def schedule(roots: list[Node], leaf: set[int], keep: frozenset[str] = frozenset()) -> Plan:
+def schedule(roots: list[Node], leaf: set[int]) -> Plan:
     """Partition the graph under `roots` into kernels.
 
     Args:
         roots: nodes whose values are wanted, in primitives only.
         leaf: ids of nodes that are in memory.
-        keep: names of composites that have a kernel of their own.
 
     Cost: linear in nodes and edges, times the number of clusters in bit-set operations.
     """
-    return _Scheduler(roots, leaf, keep).run()
+    return _Scheduler(roots, leaf).run()

@@ -1,4 +1,4 @@
-"""Operators with a kernel of their own: scans, scatters, sorts. Layer 2.
+"""Operators with a kernel of their own: scans, scatters, sorts, attention. Layer 2.
 
 The one idea: order matters in them, so the axis along which it matters stays a serial loop, and the
 lanes and workers take what is independent: other rows of a scan, other columns of a scatter. Results
@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import prod
 
+from gossamer.compile.attention import backward_calls, forward_calls
 from gossamer.compile.calls import BufferRef, Call
 from gossamer.compile.gemm import Target
 from gossamer.compile.llvm import write_kernel
 from gossamer.compile.lower import Lowering, ravel, unravel
+from gossamer.compile.schedule import Cluster
 from gossamer.compile.sort import argsort_calls
 from gossamer.ir.index import Index, Read, const, var
 from gossamer.ir.loop import Axis, Kernel, Pass, Reduce, Store, Val
-from gossamer.ir.node import Node
 
 __all__ = ["SPECIAL", "kernel_call"]
 
@@ -33,8 +34,10 @@ def kernel_call(kernel: Kernel, target: Target, specialize: bool) -> Call:
                 tuple(sorted(reads)), writes)
 
 
-def _scan(node: Node, buffers: dict[int, int], target: Target, specialize: bool) -> list[Call]:
+def _scan(cluster: Cluster, buffers: dict[int, int], target: Target,
+          specialize: bool) -> list[Call]:
     """Running sum, product, maximum or minimum along one axis."""
+    node = cluster.members[0]
     axis, shape = node.attrs["axis"], node.shape
     sizes = (prod(shape[:axis]), shape[axis], prod(shape[axis + 1:]))
     at = (var("i0", sizes[0]), var("r0", sizes[1]), var("i1", sizes[2]))
@@ -49,8 +52,10 @@ def _scan(node: Node, buffers: dict[int, int], target: Target, specialize: bool)
     return [kernel_call(kernel, target, specialize)]
 
 
-def _scatter(node: Node, buffers: dict[int, int], target: Target, specialize: bool) -> list[Call]:
+def _scatter(cluster: Cluster, buffers: dict[int, int], target: Target,
+             specialize: bool) -> list[Call]:
     """The table copied, then the rows of `src` written or added one after the other."""
+    node = cluster.members[0]
     table, index, src = node.inputs
     buffer = buffers[id(node)]
     flat = var("i0", node.size)
@@ -75,15 +80,17 @@ def _scatter(node: Node, buffers: dict[int, int], target: Target, specialize: bo
     return calls
 
 
-def _argsort(node: Node, buffers: dict[int, int], target: Target, specialize: bool) -> list[Call]:
+def _argsort(cluster: Cluster, buffers: dict[int, int], target: Target,
+             specialize: bool) -> list[Call]:
     """Positions in sorted order; `prepare` has put the operand in memory."""
+    node = cluster.members[0]
     base = node.inputs[0]
     while base.op.name == "reshape":
         base = base.inputs[0]
     return argsort_calls(node, buffers[id(base)], buffers[id(node)])
 
 
-SPECIAL: dict[str, Callable[[Node, dict[int, int], Target, bool], list[Call]]] = {
+SPECIAL: dict[str, Callable[[Cluster, dict[int, int], Target, bool], list[Call]]] = {
     "scan": _scan, "scatter": _scatter, "scatter_add": _scatter,
-    "argsort": _argsort,
+    "argsort": _argsort, "attention": forward_calls, "attention_grad": backward_calls,
 }

@@ -1,0 +1,426 @@
+"""Attention by tiles: scores never leave the cache. Layer 2.
+
+The one idea: queries are vector lanes. For a chunk of 64 queries the transposed scores S^T (keys in
+rows, queries in columns) are small products of K with Q^T, and softmax over keys is elementwise work
+on whole vectors: a running maximum and sum per lane. K and V are read where they are, one element
+broadcast at a time, so nothing but the chunk's own queries is ever packed. Causal attention skips the
+key blocks that no query of the chunk sees.
+
+Every product here, forward and backward, is one shape: C[r, lanes] += A[r, p] B[p, lanes].
+
+Sources: Dao et al., "FlashAttention" (2022) and "FlashAttention-2" (2023).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from collections.abc import Iterator
+
+from gossamer.compile.builder import FunctionBuilder
+from gossamer.compile.calls import KernelSource
+from gossamer.compile.emitter import Emitter
+from gossamer.compile.gemm import Target
+from gossamer.compile.llvm import named
+from gossamer.core.dtype import DType, bool_, int64
+
+__all__ = ["BACKWARD_WORDS", "CHUNK", "FORWARD_WORDS", "KEYS", "backward_source",
+           "backward_scratch", "forward_scratch", "forward_source"]
+
+CHUNK = 64  # queries worked on together: four AVX-512 vectors of float32
+KEYS = 48  # keys in a block: S^T of a block is 12 KiB, and a multiple of the 6 rows of a product
+
+_SHARED = ("q", "q_b", "q_h", "q_t", "k", "k_b", "k_h", "k_t", "v", "v_b", "v_h", "v_t")
+FORWARD_WORDS = (*_SHARED, "out", "lse", "heads", "shared", "t", "s", "size", "value_size", "scale",
+                 "window", "scratch", "area")
+BACKWARD_WORDS = (*_SHARED, "g", "g_b", "g_h", "g_t", "lse", "delta", "dq", "dk", "dv", "heads",
+                  "shared", "t", "s", "size", "value_size", "scale", "window", "scratch", "area")
+_POINTERS = frozenset({"q", "k", "v", "g", "out", "lse", "delta", "dq", "dk", "dv", "scratch"})
+
+
+def forward_scratch(size: int, value_size: int, itemsize: int) -> int:
+    """Bytes of a worker's memory: Q^T, O^T, S^T and four rows of statistics."""
+    return -(-(CHUNK * (size + value_size + KEYS + 4)) * itemsize // 64) * 64
+
+
+def backward_scratch(size: int, value_size: int, itemsize: int) -> int:
+    """Bytes of a worker's memory: Q^T, dO^T, dQ^T, P^T, dS^T and two rows of statistics."""
+    return -(-(CHUNK * (2 * size + value_size + 2 * KEYS + 4)) * itemsize // 64) * 64
+
+
+class _Writer:
+    """Shared tools of the two kernels."""
+
+    def __init__(self, words: tuple[str, ...], dtype: DType, target: Target, causal: bool,
+                 window: bool) -> None:
+        self.b = FunctionBuilder("void @kernel(ptr noalias %args, i64 %lo, i64 %hi, i64 %tid)")
+        self.dtype, self.causal, self.window = dtype, causal, window
+        self.lanes = target.vector_bytes // dtype.itemsize
+        self.e = Emitter(self.b, dtype, self.lanes)
+        self.one = Emitter(self.b, dtype, 0)
+        self.count = CHUNK // self.lanes  # vectors in a chunk of queries
+        wide = target.registers >= 32
+        self.tiles = ((4, 6), (2, 12), (1, 12)) if wide else ((2, 6), (1, 8))
+        self.word: dict[str, str] = {}
+        for i, name in enumerate(words):
+            kind = "ptr" if name in _POINTERS else "double" if name == "scale" else "i64"
+            self.word[name] = self.b.load(kind, self.b.gep("%args", str(8 * i)), 8)
+        scale = self.word["scale"]
+        if dtype.itemsize == 4:
+            scale = self.b.value(f"fptrunc double {scale} to float")
+        self.scale = self.e.splat(scale)
+        self.functions: dict[str, str] = {}
+        self.area = self.b.gep(self.word["scratch"], self.b.mul("%tid", self.word["area"]))
+
+    # addresses --------------------------------------------------------------------------------
+    def at(self, pointer: str, index: str) -> str:
+        return self.b.gep(pointer, index, self.dtype.llvm)
+
+    def carve(self, rows: str) -> str:
+        """The next `rows` x CHUNK elements of the worker's memory."""
+        here = self.area
+        self.area = self.at(here, self.b.mul(rows, str(CHUNK)))
+        return here
+
+    def matrix(self, name: str, batch: str, head: str) -> str:
+        w, b = self.word, self.b
+        offset = b.add(b.mul(batch, w[f"{name}_b"]), b.mul(head, w[f"{name}_h"]))
+        return self.at(w[name], offset)
+
+    # loops over a row of 64 lanes -------------------------------------------------------------
+    def each_vector(self, body: Callable[[int, str], None]) -> None:
+        for i in range(self.count):
+            body(i, str(i * self.lanes))
+
+    def load(self, row: str, place: str) -> str:
+        return self.e.load(self.at(row, place))
+
+    def store(self, value: str, row: str, place: str) -> None:
+        self.e.store(value, self.at(row, place))
+
+    def fill(self, start: str, rows: str, value: float) -> None:
+        with self.b.loop("0", rows) as r:
+            row = self.at(start, self.b.mul(r, str(CHUNK)))
+            self.each_vector(lambda _, p: self.store(self.e.const(value), row, p))
+
+    def lane_mask(self, first: str, valid: str) -> str:
+        e = Emitter(self.b, int64, self.lanes)
+        return e.lt(e.add(e.splat(first), e.lanes()), e.splat(valid))
+
+    def transpose_in(self, target: str, source: str, pitch: str, size: str, valid: str) -> None:
+        """target[d, i] = source[i, d] for i < valid; 0 beyond."""
+        i64 = Emitter(self.b, int64, self.lanes)
+        for i in range(self.count):
+            first = str(i * self.lanes)
+            mask = self.lane_mask(first, valid)
+            rows = i64.mul(i64.add(i64.splat(first), i64.lanes()), i64.splat(pitch))
+            with self.b.loop("0", size) as d:
+                value = self.e.gather(self.at(source, d), rows, mask)
+                self.store(value, self.at(target, self.b.mul(d, str(CHUNK))), first)
+
+    def transpose_out(self, target: str, pitch: str, source: str, size: str, valid: str) -> None:
+        """target[i, d] = source[d, i] for i < valid."""
+        i64 = Emitter(self.b, int64, self.lanes)
+        with self.b.loop("0", valid) as i, self.b.loop("0", size, self.lanes) as d:
+            mask = self.lane_mask(d, size)
+            rows = i64.mul(i64.add(i64.splat(d), i64.lanes()), i64.const(CHUNK))
+            value = self.e.gather(self.at(source, i), rows, mask)
+            place = self.at(target, self.b.add(self.b.mul(i, pitch), d))
+            self.e.store_masked(value, place, mask)
+
+    # products ---------------------------------------------------------------------------------
+    def product(self, rows: str, columns: str, depth: str, a: tuple[str, str, str],
+                b: tuple[str, str], c: tuple[str, str], accumulate: bool) -> None:
+        """C[r, n] (+)= sum over p of A[r, p] B[p, n].
+
+        Args:
+            a: pointer, stride of r, stride of p. b: pointer, stride of p. c: pointer, stride of r.
+        """
+        arguments = ", ".join([f"i64 {rows}", f"i64 {columns}", f"i64 {depth}", f"ptr {a[0]}",
+                               f"i64 {a[1]}", f"i64 {a[2]}", f"ptr {b[0]}", f"i64 {b[1]}",
+                               f"ptr {c[0]}", f"i64 {c[1]}", f"i64 {int(accumulate)}"])
+        self.b.line(f"call void @product({arguments})")
+
+    def module(self) -> KernelSource:
+        text = [self.b.finish()]
+        declares = dict(self.b.declares)
+        for builder in _product_functions(self.dtype, self.lanes, self.tiles):
+            text.append(builder.finish())
+            declares.update(builder.declares)
+        body = "".join(text) + "\n".join(declares[k] for k in sorted(declares)) + "\n!0 = !{}\n"
+        return named(body, "@kernel")
+
+    # which keys -------------------------------------------------------------------------------
+    def key_range(self, first: str, last: str) -> tuple[str, str]:
+        """Keys that some query in [first, last) sees."""
+        b, start, end = self.b, "0", self.word["s"]
+        if self.causal:
+            end = b.minimum(end, last)
+        if self.window:
+            start = b.add(b.sub(first, self.word["window"]), "1")
+            start = b.select(b.compare("sgt", start, "0"), start, "0")
+        return start, end
+
+    def visible(self, key: str, first: str, i: int) -> str | None:
+        """Mask of the lanes of vector `i` (queries from `first`) that see `key`; None: all."""
+        if not self.causal and not self.window:
+            return None
+        e = Emitter(self.b, int64, self.lanes)
+        query = e.add(e.splat(self.b.add(first, str(i * self.lanes))), e.lanes())
+        mask: str | None = None
+        if self.causal:
+            mask = e.le(e.splat(key), query)
+        if self.window:
+            near = e.gt(e.splat(key), e.sub(query, e.splat(self.word["window"])))
+            mask = near if mask is None else Emitter(self.b, bool_, self.lanes).and_(mask, near)
+        return mask
+
+    @contextmanager
+    def key_blocks(self, start: str, end: str) -> Iterator[tuple[str, str]]:
+        """For each block of keys: its first key and how many."""
+        with self.b.loop(start, end, KEYS) as key:
+            yield key, self.b.minimum(self.b.sub(end, key), str(KEYS))
+
+
+def _product_functions(dtype: DType, lanes: int,
+                       tiles: tuple[tuple[int, int], ...]) -> list[FunctionBuilder]:
+    """`product` and the register tiles it calls."""
+    t = dtype.llvm
+    found: list[FunctionBuilder] = []
+    driver = FunctionBuilder(
+        "internal void @product(i64 %rows, i64 %columns, i64 %depth, ptr %a, i64 %a_r, i64 %a_p, "
+        "ptr %b, i64 %b_p, ptr %c, i64 %c_r, i64 %acc)", "noinline #0")
+    start = "0"
+    for vectors, most in tiles:
+        width = vectors * lanes
+        last = vectors == 1
+        if last:
+            end = "%columns"
+        else:
+            left = driver.sub("%columns", start)
+            end = driver.add(start, driver.sub(left, driver.urem(left, str(width))))
+        sizes = sorted({most, *(r for r in (6, 4, 3, 2, 1) if r < most)}, reverse=True)
+        with driver.loop(start, end, width) as n:
+            bn, columns = driver.gep("%b", n, t), driver.sub("%columns", n)
+            row = "0"
+            for rows in sizes:
+                left = driver.sub("%rows", row)
+                stop = driver.add(row, driver.sub(left, driver.urem(left, str(rows))))
+                with driver.loop(row, stop, rows) as r:
+                    ar = driver.gep("%a", driver.mul(r, "%a_r"), t)
+                    cr = driver.gep("%c", driver.add(driver.mul(r, "%c_r"), n), t)
+                    driver.line(f"call void @tile_{rows}_{vectors}(i64 %depth, ptr {ar}, i64 %a_r, "
+                                f"i64 %a_p, ptr {bn}, i64 %b_p, ptr {cr}, i64 %c_r, i64 %acc, "
+                                f"i64 {columns})")
+                row = stop
+        found += [_tile(dtype, lanes, rows, vectors, last) for rows in sizes]
+        start = end
+    return [driver, *found]
+
+
+def _tile(dtype: DType, lanes: int, rows: int, vectors: int, masked: bool) -> FunctionBuilder:
+    """rows x vectors accumulators in registers over the whole depth."""
+    b = FunctionBuilder(
+        f"internal void @tile_{rows}_{vectors}(i64 %depth, ptr %a, i64 %a_r, i64 %a_p, ptr %b, "
+        "i64 %b_p, ptr %c, i64 %c_r, i64 %acc, i64 %columns)", "noinline #0")
+    e, one = Emitter(b, dtype, lanes), Emitter(b, dtype, 0)
+    t = dtype.llvm
+    mask = None
+    if masked:
+        i64 = Emitter(b, int64, lanes)
+        mask = i64.lt(i64.lanes(), i64.splat("%columns"))
+    slots = {(r, v): b.alloca(e.t) for r in range(rows) for v in range(vectors)}
+    for slot in slots.values():
+        b.store(e.t, e.const(0), slot)
+    a_rows = [b.mul(str(r), "%a_r") for r in range(rows)]
+    with b.loop("0", "%depth") as p:
+        ap, bp = b.gep("%a", b.mul(p, "%a_p"), t), b.gep("%b", b.mul(p, "%b_p"), t)
+        right = [b.gep(bp, str(v * lanes), t) for v in range(vectors)]
+        values = [e.load(x) if mask is None else e.load_masked(x, mask) for x in right]
+        for r in range(rows):
+            left = e.splat(one.load(b.gep(ap, a_rows[r], t)))
+            for v in range(vectors):
+                slot = slots[r, v]
+                b.store(e.t, e.fma(left, values[v], b.load(e.t, slot)), slot)
+    again = b.compare("ne", "%acc", "0")
+    for r in range(rows):
+        row = b.gep("%c", b.mul(str(r), "%c_r"), t)
+        for v in range(vectors):
+            place = b.gep(row, str(v * lanes), t)
+            total = b.load(e.t, slots[r, v])
+            keep = e.of(bool_).splat(again)
+            if mask is not None:
+                keep = e.of(bool_).and_(keep, mask)
+            total = e.add(total, e.load_masked(place, keep))
+            if mask is None:
+                e.store(total, place)
+            else:
+                e.store_masked(total, place, mask)
+    return b
+
+
+def forward_source(dtype: DType, target: Target, causal: bool, window: bool) -> KernelSource:
+    """The kernel of `attention`; its index space is batch x heads x chunks of queries."""
+    f = _Writer(FORWARD_WORDS, dtype, target, causal, window)
+    b, w, e = f.b, f.word, f.e
+    chunks = b.udiv(b.add(w["t"], str(CHUNK - 1)), str(CHUNK))
+    qt, ot, st = f.carve(w["size"]), f.carve(w["value_size"]), f.carve(str(KEYS))
+    top, total = f.carve("1"), f.carve("1")
+    with b.loop("%lo", "%hi") as item:
+        head_item = b.udiv(item, chunks)
+        first = b.mul(b.urem(item, chunks), str(CHUNK))
+        valid = b.minimum(b.sub(w["t"], first), str(CHUNK))
+        batch, head = b.udiv(head_item, w["heads"]), b.urem(head_item, w["heads"])
+        group = b.udiv(head, w["shared"])
+        q, k, v = (f.matrix(n, batch, h) for n, h in (("q", head), ("k", group), ("v", group)))
+        f.transpose_in(qt, f.at(q, b.mul(first, w["q_t"])), w["q_t"], w["size"], valid)
+        f.fill(ot, w["value_size"], 0.0)
+        f.fill(top, "1", float("-inf"))
+        f.fill(total, "1", 0.0)
+        start, end = f.key_range(first, b.add(first, valid))
+        with f.key_blocks(start, end) as (key, keys):
+            f.product(keys, str(CHUNK), w["size"], (f.at(k, b.mul(key, w["k_t"])), w["k_t"], "1"),
+                      (qt, str(CHUNK)), (st, str(CHUNK)), False)
+            _online_softmax(f, st, key, keys, first, top, total, ot)
+            f.product(w["value_size"], str(CHUNK), keys,
+                      (f.at(v, b.mul(key, w["v_t"])), "1", w["v_t"]), (st, str(CHUNK)),
+                      (ot, str(CHUNK)), True)
+        _finish_forward(f, head_item, first, valid, top, total, ot)
+    _ = e
+    return f.module()
+
+
+def _online_softmax(f: _Writer, st: str, key: str, keys: str, first: str, top: str, total: str,
+                    ot: str) -> None:
+    """st becomes exp(scale * st - maximum so far); the sums and O^T so far are scaled to match."""
+    b, e = f.b, f.e
+    for i in range(f.count):
+        place = str(i * f.lanes)
+        before = f.load(top, place)
+        peak = b.alloca(e.t)
+        b.store(e.t, before, peak)
+        with b.loop("0", keys) as j:
+            row = f.at(st, b.mul(j, str(CHUNK)))
+            s = e.mul(f.load(row, place), f.scale)
+            mask = f.visible(b.add(key, j), first, i)
+            if mask is not None:
+                s = e.select(mask, s, e.const(float("-inf")))
+            f.store(s, row, place)
+            b.store(e.t, e.maximum(b.load(e.t, peak), s), peak)
+        now = b.load(e.t, peak)
+        safe = e.select(e.eq(now, e.const(float("-inf"))), e.const(0), now)
+        shrink = e.exp(e.sub(before, safe))
+        sums = b.alloca(e.t)
+        b.store(e.t, e.mul(f.load(total, place), shrink), sums)
+        with b.loop("0", keys) as j:
+            row = f.at(st, b.mul(j, str(CHUNK)))
+            p = e.exp(e.sub(f.load(row, place), safe))
+            f.store(p, row, place)
+            b.store(e.t, e.add(b.load(e.t, sums), p), sums)
+        f.store(now, top, place)
+        f.store(b.load(e.t, sums), total, place)
+        with b.loop("0", f.word["value_size"]) as d:
+            row = f.at(ot, b.mul(d, str(CHUNK)))
+            f.store(e.mul(f.load(row, place), shrink), row, place)
+
+
+def _finish_forward(f: _Writer, head_item: str, first: str, valid: str, top: str, total: str,
+                    ot: str) -> None:
+    """Divide by the sums, write the rows and (if wanted) their log-sum-exps."""
+    b, e, w = f.b, f.e, f.word
+    row = b.add(b.mul(head_item, w["t"]), first)
+    for i in range(f.count):
+        place = str(i * f.lanes)
+        sums = f.load(total, place)
+        empty = e.eq(sums, e.const(0))
+        sums = e.select(empty, e.const(1), sums)
+        inverse = e.reciprocal(sums)
+        with b.loop("0", w["value_size"]) as d:
+            at = f.at(ot, b.mul(d, str(CHUNK)))
+            f.store(e.mul(f.load(at, place), inverse), at, place)
+        lse = e.add(e.log(sums), f.load(top, place))
+        lse = e.select(empty, e.const(float("-inf")), lse)
+        with b.when(b.value(f"icmp ne ptr {w['lse']}, null")):
+            mask = f.lane_mask(place, valid)
+            e.store_masked(lse, f.at(w["lse"], b.add(row, place)), mask)
+    f.transpose_out(f.at(w["out"], b.mul(row, w["value_size"])), w["value_size"], ot,
+                    w["value_size"], valid)
+
+
+def backward_source(dtype: DType, target: Target, causal: bool, window: bool) -> KernelSource:
+    """The kernel of `attention_grad`; its index space is batch x key heads."""
+    f = _Writer(BACKWARD_WORDS, dtype, target, causal, window)
+    b, w = f.b, f.word
+    qt, gt, dqt = f.carve(w["size"]), f.carve(w["value_size"]), f.carve(w["size"])
+    pt, dst = f.carve(str(KEYS)), f.carve(str(KEYS))
+    lse, delta = f.carve("1"), f.carve("1")
+    groups = b.udiv(w["heads"], w["shared"])
+    with b.loop("%lo", "%hi") as item:
+        batch, group = b.udiv(item, groups), b.urem(item, groups)
+        k, v = f.matrix("k", batch, group), f.matrix("v", batch, group)
+        dk = f.at(w["dk"], b.mul(item, b.mul(w["s"], w["size"])))
+        dv = f.at(w["dv"], b.mul(item, b.mul(w["s"], w["value_size"])))
+        _zero(f, dk, b.mul(w["s"], w["size"]))
+        _zero(f, dv, b.mul(w["s"], w["value_size"]))
+        with b.loop("0", w["shared"]) as member, b.loop("0", w["t"], CHUNK) as first:
+            head = b.add(b.mul(group, w["shared"]), member)
+            valid = b.minimum(b.sub(w["t"], first), str(CHUNK))
+            row = b.add(b.mul(b.add(b.mul(batch, w["heads"]), head), w["t"]), first)
+            q = f.at(f.matrix("q", batch, head), b.mul(first, w["q_t"]))
+            g = f.at(f.matrix("g", batch, head), b.mul(first, w["g_t"]))
+            f.transpose_in(qt, q, w["q_t"], w["size"], valid)
+            f.transpose_in(gt, g, w["g_t"], w["value_size"], valid)
+            _statistics(f, row, valid, lse, delta)
+            f.fill(dqt, w["size"], 0.0)
+            start, end = f.key_range(first, b.add(first, valid))
+            with f.key_blocks(start, end) as (key, keys):
+                kk, vv = f.at(k, b.mul(key, w["k_t"])), f.at(v, b.mul(key, w["v_t"]))
+                f.product(keys, str(CHUNK), w["size"], (kk, w["k_t"], "1"), (qt, str(CHUNK)),
+                          (pt, str(CHUNK)), False)
+                f.product(keys, str(CHUNK), w["value_size"], (vv, w["v_t"], "1"),
+                          (gt, str(CHUNK)), (dst, str(CHUNK)), False)
+                _weights(f, pt, dst, key, keys, first, lse, delta)
+                f.product(keys, w["value_size"], valid, (pt, str(CHUNK), "1"), (g, w["g_t"]),
+                          (f.at(dv, b.mul(key, w["value_size"])), w["value_size"]), True)
+                f.product(keys, w["size"], valid, (dst, str(CHUNK), "1"), (q, w["q_t"]),
+                          (f.at(dk, b.mul(key, w["size"])), w["size"]), True)
+                f.product(w["size"], str(CHUNK), keys, (kk, "1", w["k_t"]), (dst, str(CHUNK)),
+                          (dqt, str(CHUNK)), True)
+            f.transpose_out(f.at(w["dq"], b.mul(row, w["size"])), w["size"], dqt, w["size"], valid)
+    return f.module()
+
+
+def _zero(f: _Writer, start: str, count: str) -> None:
+    with f.b.loop("0", count, f.lanes) as i:
+        f.e.store_masked(f.e.const(0), f.at(start, i), f.lane_mask(i, count))
+
+
+def _statistics(f: _Writer, row: str, valid: str, lse: str, delta: str) -> None:
+    """The chunk's log-sum-exps (a row that sees nothing counts as 0) and deltas; 0 beyond."""
+    e = f.e
+    for i in range(f.count):
+        place = str(i * f.lanes)
+        mask = f.lane_mask(place, valid)
+        for name, target in (("lse", lse), ("delta", delta)):
+            value = e.load_masked(f.at(f.word[name], f.b.add(row, place)), mask)
+            if name == "lse":
+                value = e.select(e.isinf(value), e.const(0), value)
+            f.store(value, target, place)
+
+
+def _weights(f: _Writer, pt: str, dst: str, key: str, keys: str, first: str, lse: str,
+             delta: str) -> None:
+    """pt: scores to weights; dst: their cotangents to those of the scores, scale included."""
+    b, e = f.b, f.e
+    for i in range(f.count):
+        place = str(i * f.lanes)
+        shift, subtract = f.load(lse, place), f.load(delta, place)
+        with b.loop("0", keys) as j:
+            p_row, d_row = (f.at(x, b.mul(j, str(CHUNK))) for x in (pt, dst))
+            p = e.exp(e.sub(e.mul(f.load(p_row, place), f.scale), shift))
+            mask = f.visible(b.add(key, j), first, i)
+            if mask is not None:
+                p = e.select(mask, p, e.const(0))
+            f.store(p, p_row, place)
+            d = e.mul(p, e.sub(f.load(d_row, place), subtract))
+            f.store(e.mul(d, f.scale), d_row, place)
