@@ -68,7 +68,8 @@ class _Running(Module):
     def _check(self, input: Tensor) -> None:
         if input.dim() not in self._dims:
             wanted = " or ".join(f"{d}D" for d in self._dims)
-            raise ShapeError(f"{type(self).__name__}: expected {wanted} input (got {input.dim()}D input of shape {tuple(input.shape)}).")
+            raise ShapeError(f"{type(self).__name__}: expected {wanted} input (got {input.dim()}D "
+                             f"input of shape {tuple(input.shape)}).")
 
     def extra_repr(self) -> str:
         return (f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, "

@@ -1,0 +1,11 @@
+"""Optimizers and learning-rate schedules with torch.optim's names. Layer 5."""
+
+# ruff: noqa: F401, F403
+from gossamer.optim import schedule as lr_scheduler
+from gossamer.optim.adam import Adam, Adamax, AdamW, NAdam, RAdam
+from gossamer.optim.adaptive import Adadelta, Adafactor, Adagrad, RMSprop, Rprop
+from gossamer.optim.base import Optimizer
+from gossamer.optim.lion import Lion
+from gossamer.optim.muon import Muon, MuonAdamW
+from gossamer.optim.schedule import *
+from gossamer.optim.sgd import ASGD, SGD
