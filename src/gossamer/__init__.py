@@ -10,7 +10,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from gossamer import autograd as autograd, functional as functional, linalg as linalg
+from gossamer import (
+    autograd as autograd,
+    data as data,
+    functional as functional,
+    linalg as linalg,
+    nn as nn,
+    optim as optim,
+)
 from gossamer.compile_ import compile as compile
 from gossamer.core.dtype import (
     DType as dtype,
