@@ -2,7 +2,7 @@
 
 Rotary positions, queries and keys of norm one (QK norm), a squared-relu feed-forward, norms without
 gains, no biases, a smear (each embedding takes in a learned share of the one before it, so copying
-needs one layer instead of two), an output head of its own whose rows are padded to a multiple of 64,
+needs one layer, not two), an output head of its own whose rows are padded to a multiple of 64,
 and projections into the residual stream that start at zero, so that the network starts as the
 identity. Optional grouped queries (fewer key than query heads).
 
