@@ -1,6 +1,6 @@
 """Matrix products against PyTorch on one core: GPT shapes, layers, squares, vectors.
 
-    python benchmarks/gemm.py [--filter TEXT] [--seconds 0.5] [--dtype float32]
+    python benchmarks/gemm.py [--filter TEXT] [--seconds 0.5] [--dtype float32] [--avx2]
 
 Both sides run interleaved in one process on the same arrays; medians of thread CPU time, so that
 other work on the machine disturbs both alike. `ratio` is our speed over PyTorch's.
@@ -9,20 +9,17 @@ other work on the machine disturbs both alike. `ratio` is our speed over PyTorch
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gossamer.compile.gemm import Operand, Output, Target, gemm
 from gossamer.core.dtype import as_dtype
 from gossamer.runtime import device
-from tests.compile.gemm_runner import Runner
+from gossamer.runtime.execute import Executable
 
 
 @dataclass(frozen=True)
@@ -87,7 +84,8 @@ def native(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, target: Target) ->
     dtype = as_dtype(str(c.dtype).removeprefix("torch."))
     calls = gemm(batch, c.shape[-2], c.shape[-1], a.shape[-1], dtype, Operand(0, 0, strides(a)),
                  Operand(1, 0, strides(b)), Output(2, 0, strides(c)), target)
-    return Runner(calls, [x.numpy() for x in (a, b, c)]).bind()
+    program = Executable(calls, 3)
+    return partial(program.run, [x.data_ptr() for x in (a, b, c)])
 
 
 def compare(ours: Callable[[], None], theirs: Callable[[], None], inner: int,
@@ -130,15 +128,16 @@ def measure(case: Case, dtype: torch.dtype, target: Target, seconds: float) -> N
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Matrix products against PyTorch.")
     parser.add_argument("--filter", default="")
     parser.add_argument("--seconds", type=float, default=0.5)
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--avx2", action="store_true", help="kernels for vectors of 32 bytes")
     options = parser.parse_args()
     torch.set_num_threads(1)
     host = device.host()
-    target = Target(host.vector_bytes, frozenset(host.features), device.cache_bytes(1),
-                    device.cache_bytes(2))
+    target = Target(32, frozenset(), host.l1_bytes, host.l2_bytes) if options.avx2 else \
+        Target(host.vector_bytes, host.features, host.l1_bytes, host.l2_bytes)
     for case in CASES:
         if options.filter in case.name:
             measure(case, getattr(torch, options.dtype), target, options.seconds)

@@ -7,11 +7,12 @@ and runs each call over its index space in chunks of the test's choosing.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from gossamer.compile.calls import Address, BufferRef, Call, FloatWord, Scratch, Word
+from gossamer.compile.calls import Address, BufferRef, Call, FloatWord, KernelSource, Scratch, Word
 from gossamer.runtime import jit
 
 _Kernel = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
@@ -30,12 +31,20 @@ class Runner:
     Args:
         calls: what `gemm` returned.
         buffers: arrays whose data the buffer numbers stand for.
+        note: a comment in every kernel's text, so that the same kernels are compiled once more
+            (for other CPU features, say).
     """
 
-    def __init__(self, calls: Sequence[Call], buffers: Sequence[np.ndarray]) -> None:
-        self.buffers, self.keep, self.shared = buffers, [], {}
-        self.calls = [(c, _Kernel(jit.addresses([c.source])[0]), self.block(c.words))
-                      for c in calls]
+    def __init__(self, calls: Sequence[Call], buffers: Sequence[np.ndarray],
+                 note: str = "") -> None:
+        self.buffers, self.note = buffers, note
+        self.keep: list[np.ndarray] = []
+        self.shared: dict[object, np.ndarray] = {}
+        self.calls = [(c, _Kernel(self.address(c.source)), self.block(c.words)) for c in calls]
+
+    def address(self, source: KernelSource) -> int:
+        text = f"; {self.note}\n{source.text}" if self.note else source.text
+        return jit.addresses([replace(source, text=text)])[0]
 
     def block(self, words: Sequence[Word | tuple[Word, ...]]) -> int:
         """Address of an argument block."""
@@ -49,7 +58,7 @@ class Runner:
         if isinstance(w, BufferRef):
             return self.buffers[w.index].ctypes.data + w.offset
         if isinstance(w, Address):
-            return jit.addresses([w.source])[0]
+            return self.address(w.source)
         if isinstance(w, FloatWord):
             return int(np.array(w.value).view(np.int64))
         if isinstance(w, Scratch):
@@ -59,23 +68,14 @@ class Runner:
                 memory = self.shared.setdefault(w.key, memory)
             self.keep.append(memory)
             return memory.ctypes.data
+        assert isinstance(w, int), "products have no runtime scalars"
         return w
 
     def run(self, chunk: int | None = None) -> None:
         """Run everything; `chunk` indices at a time, last chunk first, on alternating workers."""
         for call, kernel, words in self.calls:
-            step = chunk or max(call.n, 1)
-            starts = range(0, call.n, step)
+            n = self.word(call.n)
+            step = chunk or max(n, 1)
+            starts = range(0, n, step)
             for number, lo in enumerate(reversed(starts) if chunk else starts):
-                kernel(words, lo, min(lo + step, call.n), number % _THREADS)
-
-    def bind(self) -> Callable[[], None]:
-        """One native call after another over the whole index space, for timings."""
-        ready = [(kernel, words, call.n) for call, kernel, words in self.calls]
-
-        def run() -> None:
-            for kernel, words, n in ready:
-                kernel(words, 0, n, 0)
-
-        run.__dict__["memory"] = self.keep  # what the words point to lives as long as the call
-        return run
+                kernel(words, lo, min(lo + step, n), number % _THREADS)

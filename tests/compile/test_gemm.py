@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from gossamer.compile.calls import Call
 from gossamer.compile.gemm import Operand, Output, Target, gemm
 from gossamer.core.dtype import DType, as_dtype
+from gossamer.runtime.execute import Executable
 from tests.compile.gemm_runner import Runner
 
 AVX512 = Target(64, frozenset({"avx512f"}))
@@ -53,20 +55,26 @@ def base(x: np.ndarray) -> tuple[np.ndarray, int]:
     return owner, x.ctypes.data - owner.ctypes.data
 
 
-def product(a: np.ndarray, b: np.ndarray, c: np.ndarray, target: Target,
-            chunk: int | None = None) -> None:
-    """c = a @ b by our kernels."""
+def product_calls(a: np.ndarray, b: np.ndarray, c: np.ndarray,
+                  target: Target) -> tuple[list[Call], list[np.ndarray]]:
+    """Calls of c = a @ b, and the arrays that are their buffers."""
     places = [base(x) for x in (a, b, c)]
     operands = [Operand(i, offset, strides(x))
                 for i, ((_, offset), x) in enumerate(zip(places, (a, b, c), strict=True))]
     out = Output(2, operands[2].offset, operands[2].strides)
     calls = gemm(c.shape[:2], c.shape[2], c.shape[3], a.shape[3],
                  as_dtype(c.dtype.name), operands[0], operands[1], out, target)
-    Runner(calls, [owner for owner, _ in places]).run(chunk)
+    return calls, [owner for owner, _ in places]
+
+
+def product(a: np.ndarray, b: np.ndarray, c: np.ndarray, target: Target,
+            chunk: int | None = None, note: str = "") -> None:
+    """c = a @ b by our kernels."""
+    Runner(*product_calls(a, b, c, target), note).run(chunk)
 
 
 def check(shape: tuple[int, int, int, int, int], layouts: tuple[str, str, str], dtype: DType,
-          target: Target, chunk: int | None = None) -> None:
+          target: Target, chunk: int | None = None, note: str = "") -> None:
     """One product against NumPy; what lies beside C in memory must stay as it was."""
     b0, b1, m, n, k = shape
     rng = np.random.default_rng(m * 10007 + n * 101 + k)
@@ -75,7 +83,7 @@ def check(shape: tuple[int, int, int, int, int], layouts: tuple[str, str, str], 
     c = array(rng, (b0, b1, m, n), layouts[2], dtype)
     memory, _ = base(c)
     memory[...] = -7.0
-    product(a, b, c, target, chunk)
+    product(a, b, c, target, chunk, note)
     expected = a.astype(np.float64) @ b.astype(np.float64)
     # Sums of k products of standard normal numbers, each product rounded: k eps is far above it.
     bound = (k + 1) * np.finfo(dtype.numpy).eps * (np.abs(a) @ np.abs(b) + 1e-30)
@@ -150,6 +158,27 @@ def test_every_remainder_of_rows_and_columns(target: str) -> None:
     for m in range(1, 32):
         for n in range(1, 68, 3):
             check((1, 1, m, n, 9), ("rows", "rows", "rows"), as_dtype("float32"), TARGETS[target])
+
+
+def test_threads_of_the_runtime_compute_the_same_bits() -> None:
+    rng = np.random.default_rng(2)
+    for b0, b1, m, n, k in [(1, 1, 300, 260, 90), (2, 3, 70, 65, 40), (1, 1, 40, 30, 5000),
+                            (1, 1, 1, 900, 600)]:
+        a = array(rng, (b0, b1, m, k), "rows", as_dtype("float32"))
+        b = array(rng, (b0, b1, k, n), "heads", as_dtype("float32"))
+        alone, together = (np.full((b0, b1, m, n), np.nan, np.float32) for _ in range(2))
+        product(a, b, alone, AVX512)
+        calls, buffers = product_calls(a, b, together, replace(AVX512, threads=4))
+        Executable(calls, len(buffers)).run([x.ctypes.data for x in buffers])
+        assert (alone.view(np.int32) == together.view(np.int32)).all()
+
+
+def test_code_for_avx2_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With LLVM forbidden to use what AVX-512 adds: 16 registers, no masks."""
+    monkeypatch.setenv("GOSSAMER_CPU_FEATURES", "-avx512f")
+    for shape in (*EDGES, *LONG):
+        for a, b in (("rows", "rows"), ("columns", "columns"), ("steps", "heads")):
+            check(shape, (a, b, "rows"), as_dtype("float32"), AVX2, note="AVX2")
 
 
 @pytest.mark.parametrize("layout", ["rows", "columns", "steps"])

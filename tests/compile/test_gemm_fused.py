@@ -89,7 +89,8 @@ class Setup:
 
     def calls(self, out: Output | Epilogue, target: Target) -> list[Call]:
         b0, b1, m, n, k = self.shape
-        return gemm((b0, b1), m, n, k, float32, *self.operands, out, target)
+        a, b = self.operands
+        return gemm((b0, b1), m, n, k, float32, a, b, out, target)
 
     def strides(self) -> tuple[int, int, int, int]:
         _, b1, m, n, _ = self.shape
