@@ -1,14 +1,15 @@
 """The native loops around kernels: worker pool and program walker, as LLVM IR. Layer 3.
 
-The one idea: a caller never waits for a worker that has not started. A parallel region is opened,
-the caller wakes whoever sleeps and claims chunks itself; workers that arrive in time enter and
-claim too; when no chunk is left the caller closes the region and waits only for those inside. So
-a busy machine makes a region slower by its lost cores, never by a late wake-up.
+The one idea: a caller waits for chunks, never for threads. A parallel region is one word, its
+ticket: a number of the region and the chunks that nobody has claimed. The caller opens the region
+by writing the ticket, wakes whoever sleeps, and claims chunks itself until none is left; then it
+waits only for chunks that workers hold. A worker that comes late, or loses its core without a
+chunk in hand, delays nobody: its claim, a compare-and-swap of the whole ticket, fails once the
+region is over. What a region does (kernel, arguments, extent) may be read only after a claim,
+because no region ends while a chunk of it is held.
 
-A region lives in one block of 1 KiB (offsets in `AT`): `gate` holds an open bit and the number of
-workers inside, `epoch` counts regions and is the futex word, `busy` is held by the one caller that
-may use the pool; a second caller runs its kernel alone. Sources: U. Drepper, "Futexes Are Tricky"
-(sleeping without a lost wake-up: announce, look again, sleep); CPython's C API for `call`.
+A second caller finds the pool busy and runs its kernel alone. Sources: U. Drepper, "Futexes Are
+Tricky" (sleep without a lost wake-up: announce, look again, sleep); CPython's C API for `call`.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ __all__ = ["AT", "BLOCK_BYTES", "ENTRIES", "HEADER", "HEADER_WORDS", "PATCH_WORD
            "RECORD_WORDS", "native_source"]
 
 # Byte offsets in a pool's block. Words that different threads write lie 128 bytes apart: x86
-# prefetches lines in pairs, and Apple's lines are 128 bytes long.
-AT = {"gate": 0, "epoch": 128, "sleeping": 256, "next": 384, "kernel": 512, "args": 520,
-      "n": 528, "grain": 536, "stop": 640, "spins": 648, "busy": 768}
-BLOCK_BYTES = 1024
-_OPEN = 1 << 32
+# prefetches lines in pairs, and Apple's lines are 128 bytes long. The upper half of `ticket` is
+# the region's number, and the futex word.
+AT = {"ticket": 0, "region": 4, "sleeping": 128, "done": 256, "kernel": 384, "args": 392,
+      "n": 400, "grain": 408, "chunks": 416, "stop": 512, "spins": 520, "busy": 640}
+BLOCK_BYTES = 768
+_REGION = 1 << 32  # one region further, in a ticket
+_MOST_CHUNKS = 1 << 31
 
 # A program in memory, in 8-byte words: this header, then `count` records (kernel, args, n, grain).
 # Before the records run, `patch_count` patches (word, value, offset) are applied, once:
@@ -39,10 +42,10 @@ HEADER_WORDS, RECORD_WORDS, PATCH_WORDS = 8, 4, 3
 # Functions whose addresses the module's one exported function writes into a table, in this order.
 ENTRIES = ("worker", "stop", "parallel", "run", "call", "pauses")
 
-_YIELD_AFTER = 500  # pauses that a caller waits for a worker inside before it yields its core
+_YIELD_AFTER = 500  # pauses that a caller waits for a worker's chunk before it yields its core
 _FUTEX_WAIT, _FUTEX_WAKE = 128, 129  # with FUTEX_PRIVATE_FLAG; linux/futex.h
 _FUTEX_CALL = {"x86_64": 202, "amd64": 202, "aarch64": 98, "arm64": 98, "riscv64": 98,
-               "powerpc64le": 221, "s390x": 238, "loongarch64": 98}  # asm/unistd.h
+               "powerpc64le": 221, "loongarch64": 98}  # asm/unistd.h; little-endian (`region`)
 
 
 class _Writer(FunctionBuilder):
@@ -99,10 +102,10 @@ class _Writer(FunctionBuilder):
     def yield_core(self) -> None:
         self.intrinsic("SwitchToThread" if self.system == "windows" else "sched_yield", "i32", [])
 
-    def sleep_while_epoch_is(self, epoch: str, naps: str) -> None:
+    def sleep_while_region_is(self, region: str, naps: str) -> None:
         """Sleep until woken; without a futex, for 50 us and more the longer nothing happens."""
         if self.futex:
-            self._futex(_FUTEX_WAIT, f"i32 {epoch}")
+            self._futex(_FUTEX_WAIT, f"i32 {region}")
         elif self.system == "windows":
             self.intrinsic("Sleep", "void", [("i32", "1")])  # milliseconds
         else:
@@ -116,7 +119,7 @@ class _Writer(FunctionBuilder):
 
     def _futex(self, operation: int, value: str) -> None:
         self.declare("syscall", "declare i64 @syscall(i64, ...)")
-        self.value(f"call i64 (i64, ...) @syscall(i64 {self.futex}, ptr {self.at('epoch')}, "
+        self.value(f"call i64 (i64, ...) @syscall(i64 {self.futex}, ptr {self.at('region')}, "
                    f"i64 {operation}, {value}, ptr null, ptr null, i64 0)")
 
 
@@ -136,34 +139,47 @@ def native_source(triple: str, portable: bool = False) -> KernelSource:
 
 # the pool ---------------------------------------------------------------------------------------
 def _claim(w: _Writer) -> str:
-    """claim(pool, tid): run chunks of the open region until none is left."""
+    """claim(pool) -> i64: claim a chunk of the open region; its number, or -1 when none is left.
+
+    Chunks are claimed from the first to the last: their number counts up as the ticket's lower
+    half counts down.
+    """
+    w.branch("%look")
+    w.label("%look")
+    ticket = w.get("ticket", "i64", "acquire")
+    left = w.value(f"and i64 {ticket}, {_REGION - 1}")
+    w.branch_if(w.compare("eq", left, "0"), "%none", "%try")
+    w.label("%try")
+    w.branch_if(w.exchange("ticket", ticket, w.value(f"sub i64 {ticket}, 1")), "%held", "%look")
+    w.label("%held")
+    w.line(f"ret i64 {w.sub(w.get('chunks', 'i64'), left)}")
+    w.label("%none")
+    return "ret i64 -1"
+
+
+def _chunk(w: _Writer) -> str:
+    """chunk(pool, number, tid): run a claimed chunk."""
     kernel, args = w.get("kernel", "ptr"), w.get("args", "ptr")
     n, grain = w.get("n", "i64"), w.get("grain", "i64")
-    w.branch("%next")
-    w.label("%next")
-    start = w.update("add", "next", "i64", grain, "monotonic")
-    w.branch_if(w.compare("slt", start, n), "%chunk", "%done")
-    w.label("%chunk")
+    start = w.mul("%number", grain)
     end = w.minimum(w.add(start, grain), n)
     w.line(f"call void {kernel}(ptr {args}, i64 {start}, i64 {end}, i64 %tid)")
-    w.branch("%next")
-    w.label("%done")
     return "ret void"
 
 
 def _worker(w: _Writer) -> str:
     """worker(pool, tid): the life of a worker thread; returns when the pool stops.
 
-    It starts at epoch 0, so that a region opened before the thread ran is still entered.
+    It begins as one that has seen region 0, so that it enters a region opened before it ran.
     """
     spins = w.get("spins", "i64")
     w.branch("%idle")
     w.label("%idle")
-    w.line("%seen = phi i32 [ 0, %entry ], [ %epoch, %closed ]")
+    w.line("%seen = phi i32 [ 0, %entry ], [ %region, %next ]")
     w.branch("%spin")
     w.label("%spin")
     w.line("%i = phi i64 [ 0, %idle ], [ %i1, %again ]")
-    early = w.get("epoch", "i32", "acquire")
+    early = w.get("region", "i32", "acquire")
     w.branch_if(w.value(f"icmp ne i32 {early}, %seen"), "%look", "%again")
     w.label("%again")
     w.pause()
@@ -174,31 +190,27 @@ def _worker(w: _Writer) -> str:
     w.branch("%sleep")
     w.label("%sleep")
     w.line("%naps = phi i64 [ 0, %announce ], [ %naps1, %wait ]")
-    late = w.get("epoch", "i32", "seq_cst")
+    late = w.get("region", "i32", "seq_cst")
     w.branch_if(w.value(f"icmp ne i32 {late}, %seen"), "%awake", "%wait")
     w.label("%wait")
-    w.sleep_while_epoch_is("%seen", "%naps")
+    w.sleep_while_region_is("%seen", "%naps")
     w.line("%naps1 = add i64 %naps, 1")
     w.branch("%sleep")
     w.label("%awake")
     w.update("sub", "sleeping", "i32", "1", "seq_cst")
     w.branch("%look")
     w.label("%look")
-    w.line(f"%epoch = phi i32 [ {early}, %spin ], [ {late}, %awake ]")
+    # A region that opens between here and the claims is worked on too, and seen again later.
+    w.line(f"%region = phi i32 [ {early}, %spin ], [ {late}, %awake ]")
     stop = w.get("stop", "i32", "acquire")
-    w.branch_if(w.value(f"icmp ne i32 {stop}, 0"), "%exit", "%try")
-    w.label("%try")
-    gate = w.get("gate", "i64", "acquire")
-    opened = w.value(f"and i64 {gate}, {_OPEN}")
-    w.branch_if(w.compare("ne", opened, "0"), "%enter", "%closed")
-    w.label("%enter")
-    w.branch_if(w.exchange("gate", gate, w.add(gate, "1")), "%inside", "%try")
-    w.label("%inside")
-    w.line("call void @claim(ptr %pool, i64 %tid)")
-    w.update("sub", "gate", "i64", "1", "release")
-    w.branch("%closed")
-    w.label("%closed")
-    w.branch("%idle")
+    w.branch_if(w.value(f"icmp ne i32 {stop}, 0"), "%exit", "%next")
+    w.label("%next")
+    number = w.value("call i64 @claim(ptr %pool)")
+    w.branch_if(w.compare("slt", number, "0"), "%idle", "%held")
+    w.label("%held")
+    w.line(f"call void @chunk(ptr %pool, i64 {number}, i64 %tid)")
+    w.update("add", "done", "i64", "1", "release")
+    w.branch("%next")
     w.label("%exit")
     return "ret void"
 
@@ -206,37 +218,48 @@ def _worker(w: _Writer) -> str:
 def _stop(w: _Writer) -> str:
     """stop(pool): workers return as soon as they are idle."""
     w.put("stop", "i32", "1", "release")
-    w.update("add", "epoch", "i32", "1", "seq_cst")
+    w.update("add", "ticket", "i64", str(_REGION), "seq_cst")
     w.wake("2147483647")
     return "ret void"
 
 
 def _parallel(w: _Writer) -> str:
     """parallel(pool, kernel, args, n, grain): kernel over [0, n) with whoever comes in time."""
+    chunks = w.value(f"udiv i64 {w.sub(w.add('%n', '%grain'), '1')}, %grain")
+    w.branch_if(w.compare("slt", chunks, str(_MOST_CHUNKS)), "%ask", "%alone")
+    w.label("%ask")
     w.branch_if(w.exchange("busy", "0", "1"), "%open", "%alone")
-    w.label("%alone")  # another thread of the program has the pool: do not wait for it
+    w.label("%alone")  # another caller has the pool: do not wait for it
     w.line("call void %kernel(ptr %args, i64 0, i64 %n, i64 0)")
     w.line("ret void")
     w.label("%open")
-    w.put("kernel", "ptr", "%kernel")
-    w.put("args", "ptr", "%args")
-    w.put("n", "i64", "%n")
-    w.put("grain", "i64", "%grain")
-    w.put("next", "i64", "0", "monotonic")
-    w.put("gate", "i64", str(_OPEN), "release")
-    w.update("add", "epoch", "i32", "1", "seq_cst")
+    for field, type_, value in (("kernel", "ptr", "%kernel"), ("args", "ptr", "%args"),
+                                ("n", "i64", "%n"), ("grain", "i64", "%grain"),
+                                ("chunks", "i64", chunks)):
+        w.put(field, type_, value)
+    w.put("done", "i64", "0", "monotonic")
+    last = w.value(f"and i64 {w.get('ticket', 'i64', 'monotonic')}, {-_REGION}")
+    ticket = w.value(f"add i64 {w.value(f'or i64 {last}, {chunks}')}, {_REGION}")
+    w.update("xchg", "ticket", "i64", ticket, "seq_cst")
     sleeping = w.get("sleeping", "i32", "seq_cst")
     with w.when(w.value(f"icmp ne i32 {sleeping}, 0")):
-        # One sleeper for each chunk that the caller does not take itself.
-        w.wake(w.value(f"udiv i64 {w.sub('%n', '1')}, %grain"))
-    w.line("call void @claim(ptr %pool, i64 0)")
-    w.update("and", "gate", "i64", str(_OPEN - 1), "acq_rel")
+        w.wake(w.sub(chunks, "1"))  # one sleeper for each chunk that the caller does not take
     before = w.block
+    w.branch("%next")
+    w.label("%next")
+    w.line(f"%own = phi i64 [ 0, %{before} ], [ %own1, %held ]")
+    number = w.value("call i64 @claim(ptr %pool)")
+    w.branch_if(w.compare("slt", number, "0"), "%rest", "%held")
+    w.label("%held")
+    w.line(f"call void @chunk(ptr %pool, i64 {number}, i64 0)")
+    w.line("%own1 = add i64 %own, 1")
+    w.branch("%next")
+    w.label("%rest")
+    others = w.sub(chunks, "%own")
     w.branch("%wait")
     w.label("%wait")
-    w.line(f"%i = phi i64 [ 0, %{before} ], [ %i1, %more ]")
-    inside = w.get("gate", "i64", "acquire")
-    w.branch_if(w.compare("eq", inside, "0"), "%done", "%busy")
+    w.line("%i = phi i64 [ 0, %rest ], [ %i1, %more ]")
+    w.branch_if(w.compare("eq", w.get("done", "i64", "acquire"), others), "%finished", "%busy")
     w.label("%busy")
     w.pause()
     w.line("%i1 = add i64 %i, 1")
@@ -246,7 +269,7 @@ def _parallel(w: _Writer) -> str:
     w.branch("%more")
     w.label("%more")
     w.branch("%wait")
-    w.label("%done")
+    w.label("%finished")
     w.put("busy", "i64", "0", "release")
     return "ret void"
 
@@ -322,7 +345,7 @@ def _call(w: _Writer) -> str:
 def _pauses(w: _Writer) -> str:
     """pauses(n): n turns of a worker's spin loop, to measure how long they take."""
     with w.loop("0", "%n"):
-        w.get("epoch", "i32", "acquire")
+        w.get("region", "i32", "acquire")
         w.pause()
     return "ret void"
 
@@ -335,7 +358,8 @@ def _table(w: _Writer) -> str:
 
 
 _PARTS: tuple[tuple[str, Callable[[_Writer], str]], ...] = (
-    ("internal void @claim(ptr %pool, i64 %tid)", _claim),
+    ("internal i64 @claim(ptr %pool)", _claim),
+    ("internal void @chunk(ptr %pool, i64 %number, i64 %tid)", _chunk),
     ("internal void @worker(ptr %pool, i64 %tid)", _worker),
     ("internal void @stop(ptr %pool)", _stop),
     ("internal void @parallel(ptr %pool, ptr %kernel, ptr %args, i64 %n, i64 %grain)", _parallel),
