@@ -64,6 +64,8 @@ def _shift_left(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _shift_right(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    if a.dtype.kind == "u":
+        return _shift_right_logical(a, b)
     fits = (b >= 0) & (b < _bits(a))
     return np.asarray(np.right_shift(a, np.where(fits, b, _bits(a) - 1).astype(a.dtype)))
 
@@ -88,8 +90,8 @@ def _shift(name: str, doc: str, reference: Callable[..., Any], lower: Callable[.
 
 shift_left: Op = _shift("shift_left", "a * 2^b, bits that leave are lost (0 when b >= width)",
                         _shift_left, lambda e, a, b: e.shl(a, b))
-shift_right: Op = _shift("shift_right", "floor(a / 2^b): the sign moves in", _shift_right,
-                         lambda e, a, b: e.shr(a, b))
+shift_right: Op = _shift("shift_right", "floor(a / 2^b): the sign moves in (zeros if unsigned)",
+                         _shift_right, lambda e, a, b: e.shr(a, b))
 shift_right_logical: Op = _shift("shift_right_logical", "a shifted right, zeros move in",
                                  _shift_right_logical, lambda e, a, b: e.lshr(a, b))
 

@@ -312,9 +312,28 @@ copysign: Op = elementwise(
     lower=lambda e, a, b: e.copysign(a, b),
     samples=lambda rng: samples_of(2, (0.5, 3.0))(rng) + edges(2, _SIGNED))
 
+def _nextafter_type(op: Op, a: Node, b: Node) -> Type:
+    if a.dtype.kind == "f" and a.dtype.itemsize == 2:  # they have no registers of their own
+        raise dtype_error(op, (a, b), "the operands must be float32 or float64",
+                          "Convert them with .float().")
+    return same_floats(op, a, b)
+
+
+def _nextafter(e: Any, a: Any, b: Any) -> Any:
+    """Sign-magnitude bits: one more is one step away from zero, for either sign."""
+    zero, bits = e.const(0), e.integer
+    up = e.gt(b, a)
+    one, back = bits.const(1), bits.const(-1)
+    step = bits.select(e.lt(a, zero), bits.select(up, back, one), bits.select(up, one, back))
+    moved = e.from_bits(bits.add(e.to_bits(a), step))
+    moved = e.select(e.eq(a, zero), e.copysign(e.from_bits(one), b), moved)
+    moved = e.select(e.eq(a, b), b, moved)
+    return e.select(e.isnan(e.add(a, b)), e.const(NAN), moved)
+
+
 nextafter: Op = elementwise(
-    "nextafter", "the next number after a on the way to b", infer=same_floats,
-    reference=np.nextafter, promote="float", lower=lambda e, a, b: e.nextafter(a, b), cost=4.0,
+    "nextafter", "the next number after a on the way to b", infer=_nextafter_type,
+    reference=np.nextafter, promote="float", lower=_nextafter, cost=8.0,
     samples=lambda rng: samples_of(2)(rng) + edges(2, (-1.0, -0.0, 0.0, 1.0, INF, NAN)))
 
 # selection and conversion ------------------------------------------------------------------------

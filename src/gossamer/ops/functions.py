@@ -227,6 +227,24 @@ def _pow(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.where(b >= 0, whole, np.where(np.abs(a) == 1, sign, 0)).astype(a.dtype)
 
 
+def _lower_pow(e: Any, a: Any, b: Any) -> Any:
+    if e.dtype.kind == "f":
+        return e.pow(a, b)
+    one, zero = e.const(1), e.const(0)
+    result, power = one, a
+    for k in range(e.bits - (e.dtype.kind == "i")):  # square and multiply, all bits of the exponent
+        taken = e.ne(e.and_(b, e.const(1 << k)), zero)
+        result = e.select(taken, e.mul(result, power), result)
+        power = e.mul(power, power)
+    if e.dtype.kind == "u":
+        return result
+    # A negative exponent leaves a whole number only for 1 and -1.
+    odd = e.ne(e.and_(b, one), zero)
+    inverse = e.select(e.eq(a, e.const(-1)), e.select(odd, e.const(-1), one),
+                       e.select(e.eq(a, one), one, zero))
+    return e.select(e.lt(b, zero), inverse, result)
+
+
 def _pow_base(g: Node, a: Node, b: Node) -> Node:
     """g * b * a^(b-1), and 0 where b is 0 (also at a = 0)."""
     if b.op is CONSTANT:
@@ -263,7 +281,7 @@ pow_: Op = elementwise(
     "pow", "a^b", infer=same_numbers, reference=_pow, onnx="Pow-15", cost=30.0,
     vjp=lambda g, y, a, b: (_pow_base(g, a, b) if a.grad else None,
                             _pow_exponent(g, y, a, b) if b.grad else None),
-    lower=lambda e, a, b: e.pow(a, b), samples=_pow_samples)
+    lower=_lower_pow, samples=_pow_samples)
 
 
 def _atan2_vjp(g: Node, y: Node, a: Node, b: Node) -> tuple[Node, Node]:

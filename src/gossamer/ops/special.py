@@ -61,8 +61,8 @@ def _erfinv(x: float) -> float:
     y *= x
     for _ in range(3):
         # In the tail erfc keeps the digits that erf(y) - x would lose.
-        error = math.erf(y) - x if abs(x) < 0.5 else math.copysign(
-            (1 - abs(x)) - math.erfc(abs(y)), x)
+        outer = math.copysign(1, x) * ((1 - abs(x)) - math.erfc(abs(y)))
+        error = math.erf(y) - x if abs(x) < 0.5 else outer
         y -= error / (2 / math.sqrt(math.pi) * math.exp(-y * y))
     return y
 
