@@ -65,6 +65,8 @@ def _own_array(self: Tensor) -> np.ndarray:
     base = self._base
     if isinstance(base, Shared):
         return base.array
+    if self._node.grad and not self._leaf:  # its history must stay: `loss.detach().numpy()`
+        return np.array(self._value().array())
     exported = np.asarray(_Exported(np.array(self._value().array())))
     self._base = Shared(exported, always=False)
     return exported
