@@ -104,6 +104,14 @@ def _pass_through(g: Node, *_: Any) -> tuple[Node]:
     return (g,)
 
 
+def _with_history(value: Node, history: Node) -> Node:
+    """`value` in place of `history`: new data, the derivative of the old."""
+    made = CUSTOM(value, history, rule=_pass_through)
+    made.grad = True
+    made.value = value.value
+    return made
+
+
 def _mark_meta(node: Node) -> None:
     """Give `node` the mark META if it was computed from a tensor of the meta device."""
     stack = [node]
@@ -260,9 +268,12 @@ class Tensor:
     def _snapshot(self, shared: Shared) -> Node:
         """A copy of foreign memory as it is now."""
         alone = shared.alone()
-        node = buffer(shared.array if alone else shared.array.copy(), self._node.dtype)
+        history = self._node
+        node = buffer(shared.array if alone else shared.array.copy(), history.dtype)
         if self._leaf:
             node = leaf_node(node, self)
+        elif history.grad:
+            node = _with_history(node, history)
         if alone:
             self._base = None
             self._node = node
@@ -281,8 +292,7 @@ class Tensor:
             if self._leaf:
                 node = leaf_node(node, self)
             elif old.grad:
-                node = CUSTOM(node, old, rule=_pass_through)
-                node.grad = True
+                node = _with_history(node, old)
         node.owner = ref(self)
         self._node = node
         self._version += 1
