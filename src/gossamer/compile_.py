@@ -132,7 +132,7 @@ class _Specialization:
         grads = [(t, t._grad) for t in trace.set_grads.values()]
         grad_nodes = [g._read() for _, g in grads if g is not None]
         _restore(trace)
-        self.guards = list(trace.old_grads.values())
+        self.guards: list[tuple[Tensor, Tensor | None, bool]] = []
         self.modules = list(trace.modules.values())
         trained = bool(trace.set_grads or alive)
         if self.argument_writes or (not trained and any(n.grad for n in out_nodes)):
@@ -195,7 +195,10 @@ class _Specialization:
         donate = [(first + i, numbers[id(t)]) for i, (t, _, _) in enumerate(alive)
                   if id(t) in numbers]
         compiled = specialized_plan(graph, donate)
-        self.program = Program(compiled, [(r.shape, r.dtype) for r in roots], 0, keep_arena=True)
+        self.program = Program(compiled, [(r.shape, r.dtype) for r in roots],)
+        # A gradient that was only looked for may be another one next time.
+        self.guards = [(t, grad, id(grad) in numbers or id(grad) in trace.written)
+                       for t, grad in trace.old_grads.values()]
         for root, number in donate:
             state = self.sources[number]
             state.root = root
@@ -207,8 +210,8 @@ class _Specialization:
         for module, training in self.modules:
             if module.training is not training:
                 return False
-        for t, grad in self.guards:
-            if t._grad is not grad:
+        for t, grad, exact in self.guards:
+            if (t._grad is not grad) if exact else ((t._grad is None) is not (grad is None)):
                 return False
         return all(not isinstance(s, _State) or (s.tensor._node.shape == s.shape
                                                  and s.tensor._node.dtype is s.dtype)

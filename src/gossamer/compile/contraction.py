@@ -125,8 +125,8 @@ def canonical_operand(node: Node, batch: tuple[int, ...], contract: tuple[int, .
 
 
 def contraction_calls(cluster: Cluster, buffers: dict[int, int], target: Target,
-                      specialize: bool) -> tuple[list[Call], str]:
-    """The calls of a contraction's cluster, and its epilogue's loops as text."""
+                      specialize: bool) -> tuple[list[Call], Kernel | None]:
+    """The calls of a contraction's cluster, and the loops of its epilogue if it has one."""
     dot = cluster.members[0]
     product = describe(dot)
     assert product is not None, "the graph was prepared before scheduling"
@@ -136,13 +136,13 @@ def contraction_calls(cluster: Cluster, buffers: dict[int, int], target: Target,
     a = Operand(buffers[id(product.a)], product.a_offset * size, (b0.a, b1.a, m.a, k.a))
     b = Operand(buffers[id(product.b)], product.b_offset * size, (b0.b, b1.b, k.b, n.b))
     out: Output | Epilogue
-    text = ""
+    loops: Kernel | None = None
     if len(cluster.outputs) == 1 and cluster.outputs[0] is dot:
         out = Output(buffers[id(dot)], 0, (b0.c, b1.c, m.c, n.c))
     else:
-        out, text = _epilogue(cluster, product, buffers, target, dtype, specialize)
+        out, loops = _epilogue(cluster, product, buffers, target, dtype, specialize)
     calls = gemm((b0.extent, b1.extent), m.extent, n.extent, k.extent, dtype, a, b, out, target)
-    return calls, text
+    return calls, loops
 
 
 _SIGNATURE = ("void @epilogue(ptr noalias %args, ptr noalias %tile, i64 %ld, i64 %b0, i64 %b1, "
@@ -150,7 +150,7 @@ _SIGNATURE = ("void @epilogue(ptr noalias %args, ptr noalias %tile, i64 %ld, i64
 
 
 def _epilogue(cluster: Cluster, product: Product, buffers: dict[int, int], target: Target,
-              dtype: DType, specialize: bool) -> tuple[Epilogue, str]:
+              dtype: DType, specialize: bool) -> tuple[Epilogue, Kernel]:
     """The callback that computes what follows the product, block by block."""
     dot = cluster.members[0]
     names = ("b0", "b1", "m", "n")
@@ -192,8 +192,7 @@ def _epilogue(cluster: Cluster, product: Product, buffers: dict[int, int], targe
             e = values.emitter(int64, width)
             lanes(j, e.lt(e.lanes(), e.splat(builder.sub("%cols", j))))
         values.scope = values.scope.parent or values.scope
-    text = show(kernel)
-    source = named(module_text(builder), "@epilogue", text)
+    source = named(module_text(builder), "@epilogue", show(kernel))
     written = tuple(buffers[id(o)] for o in cluster.outputs)
     read = tuple({w.index for w in values.words if isinstance(w, BufferRef)} - set(written))
-    return Epilogue(source, tuple(values.words), read, written), text
+    return Epilogue(source, tuple(values.words), read, written), kernel

@@ -120,7 +120,7 @@ def _cluster_calls(cluster: Cluster, buffers: dict[int, int], target: Target,
     if not any(o.size for o in cluster.outputs):
         return [], None
     if cluster.kind == "dot":
-        return contraction_calls(cluster, buffers, target, specialize)[0], None
+        return contraction_calls(cluster, buffers, target, specialize)
     if cluster.kind in SPECIAL:
         return SPECIAL[cluster.kind](cluster, buffers, target, specialize), None
     name = "+".join(dict.fromkeys(m.op.name for m in cluster.members))[:60]
@@ -133,7 +133,7 @@ def _cluster_calls(cluster: Cluster, buffers: dict[int, int], target: Target,
 def _may_share(compiled: Compiled, root: int, number: int) -> bool:
     """Whether root number `root` may be written over input `number`, which it replaces.
 
-    So if one elementwise kernel writes it, reads the input at no other element than the one it
+    So if one elementwise kernel (or a product's epilogue) writes it, reads the input at no other element than the one it
     writes, and nothing later reads the input.
     """
     buffer = compiled.outputs[root]

@@ -40,11 +40,9 @@ class Program:
         compiled: what the compiler made.
         types: shape and dtype of each root.
         params: number of runtime scalars.
-        keep_arena: hold on to the memory of temporaries between runs (compiled functions).
     """
 
-    def __init__(self, compiled: Compiled, types: Sequence[tuple[Shape, DType]], params: int = 0,
-                 keep_arena: bool = False) -> None:
+    def __init__(self, compiled: Compiled, types: Sequence[tuple[Shape, DType]], params: int = 0) -> None:
         self.compiled = compiled
         self.types = list(types)
         self.inputs = compiled.inputs
@@ -58,8 +56,6 @@ class Program:
         self.place = place
         self.arena_bytes = compiled.arena.nbytes
         self.executable = Executable(calls, self.arena_number + 1, (), params)
-        self.keep_arena = keep_arena
-        self._arena: Buffer | None = None
 
     def run(self, inputs: Sequence[Data], params: Sequence[int] = (),
             reuse: dict[int, Buffer] | None = None) -> list[Data]:
@@ -84,11 +80,7 @@ class Program:
             if held is None:
                 held = buffers[b] = allocate(compiled.sizes[b])
             pointers.append(held.address)
-        arena = self._arena
-        if arena is None:
-            arena = allocate(self.arena_bytes)
-            if self.keep_arena:
-                self._arena = arena
+        arena = allocate(self.arena_bytes)
         pointers.append(arena.address)
         self.executable.run(pointers, params)
         for b, message in compiled.checks:
