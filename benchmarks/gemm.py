@@ -111,11 +111,12 @@ def measure(case: Case, dtype: torch.dtype, target: Target, seconds: float) -> N
     c = torch.empty(*shape, case.m, case.n, dtype=dtype)
     expected = torch.empty_like(c)
     run = native(a, b, c, target)
-    if case.batch == 1:
-        x, y, z = a[0], b[0], expected[0]
-        other = lambda: torch.mm(x, y, out=z)
-    else:
-        other = lambda: torch.matmul(a, b, out=expected)
+    multiply = torch.mm if case.batch == 1 else torch.matmul
+    x, y, z = (a[0], b[0], expected[0]) if case.batch == 1 else (a, b, expected)
+
+    def other() -> None:
+        multiply(x, y, out=z)
+
     run()
     other()
     error = (c - expected).abs().max().item()

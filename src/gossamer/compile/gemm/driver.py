@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from gossamer.compile.builder import FunctionBuilder
 from gossamer.compile.calls import KernelSource
-from gossamer.compile.gemm.pack import PACK, pack_function, wide_function
+from gossamer.compile.gemm.pack import PACK, WIDE, pack_function, wide_function
 from gossamer.compile.gemm.target import Tile
 
 __all__ = ["FIELDS", "ZEROS", "Driver"]
@@ -60,10 +60,11 @@ class Driver:
 
     def source(self, *functions: FunctionBuilder) -> KernelSource:
         """The driver with its packers and the other functions that it calls."""
-        tile = self.tile
+        tile, body = self.tile, self.write()
         zeros = f"{ZEROS} = internal constant [{tile.columns} x {tile.element}] zeroinitializer\n"
-        texts = [zeros, pack_function(tile), wide_function(tile), _scatter_function(tile),
-                 self.write(), *(f.finish() for f in functions)]
+        writers = {PACK: pack_function, WIDE: wide_function, _SCATTER: _scatter_function}
+        used = [write(tile) for name, write in writers.items() if f"@{name}(" in body]
+        texts = [zeros, *used, body, *(f.finish() for f in functions)]
         declares = {k: v for f in (self.f, *functions) for k, v in f.declares.items()}
         return KernelSource(self.symbol, "".join(texts) + "\n".join(declares.values()))
 

@@ -13,6 +13,7 @@ Source: Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplicatio
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 
 from gossamer.compile.builder import FunctionBuilder
@@ -69,17 +70,34 @@ class _Kernel:
         self.multiples = ["0", "%pitch", *(f.mul(str(i), "%pitch") for i in range(2, _GROUP))]
         return [self.step("%a", f.mul(str(i), "%pitch")) for i in range(0, self.rows, _GROUP)]
 
-    def places(self, pointers: list[str]) -> list[str]:
-        """Where A's elements of each row of the tile stand at this k."""
-        if self.by_rows:
-            return [self.step(pointers[i // _GROUP], self.multiples[i % _GROUP])
-                    for i in range(self.rows)]
-        return [self.step(pointers[0], str(i)) for i in range(self.rows)]
+    def factors(self, pointers: list[str]) -> Iterator[str]:
+        """For each row, a vector full of A's element at this k. Each is loaded right before it is
+        used: LLVM would hoist them all and run out of registers."""
+        tile, vector = self.tile, ""
+        for i in range(self.rows):
+            if self.by_rows:
+                place = self.step(pointers[i // _GROUP], self.multiples[i % _GROUP])
+                yield self.splat(tile.element, self.load(tile.element, place), 0)
+                continue
+            lane = i % tile.lanes
+            if tile.lane_multiply and self.rows - (i - lane) >= tile.lanes:
+                if lane == 0:
+                    vector = self.load(tile.vector, self.step(pointers[0], str(i)))
+                yield self.splat(tile.vector, vector, lane)
+            else:
+                scalar = self.load(tile.element, self.step(pointers[0], str(i)))
+                yield self.splat(tile.element, scalar, 0)
 
-    def splat(self, scalar: str) -> str:
+    def load(self, type_: str, pointer: str) -> str:
+        return self.f.load(type_, pointer, self.tile.nbytes)
+
+    def splat(self, type_: str, x: str, lane: int) -> str:
+        """A vector full of a scalar, or of one lane of a vector."""
         v, lanes = self.tile.vector, self.tile.lanes
-        x = self.f.value(f"insertelement {v} poison, {self.tile.element} {scalar}, i64 0")
-        return self.f.value(f"shufflevector {v} {x}, {v} poison, <{lanes} x i32> zeroinitializer")
+        if type_ != v:
+            x = self.f.value(f"insertelement {v} poison, {type_} {x}, i64 0")
+        mask = ", ".join([f"i32 {lane}"] * lanes)
+        return self.f.value(f"shufflevector {v} {x}, {v} poison, <{lanes} x i32> <{mask}>")
 
     def products(self, bases: list[str]) -> list[list[str]]:
         """The loop over k; returns the accumulators, [row][vector]."""
@@ -110,14 +128,12 @@ class _Kernel:
         return new
 
     def multiply(self, heads: list[str], old: list[list[str]], new: list[list[str]]) -> None:
-        """One step of k. Each broadcast stands next to its use, or LLVM hoists all and spills."""
+        """One step of k."""
         f, tile, v = self.f, self.tile, self.tile.vector
         fma = f"llvm.fma.v{tile.lanes}f{tile.bits}"
         f.declare(fma, f"declare {v} @{fma}({v}, {v}, {v})")
-        b = [f.load(v, self.step("%row", str(tile.lanes * j)), tile.nbytes)
-             for j in range(self.vectors)]
-        for i, place in enumerate(self.places(heads)):
-            a = self.splat(f.load(tile.element, place, tile.nbytes))
+        b = [self.load(v, self.step("%row", str(tile.lanes * j))) for j in range(self.vectors)]
+        for i, a in enumerate(self.factors(heads)):
             for j in range(self.vectors):
                 f.line(f"{new[i][j]} = call {v} @{fma}({v} {a}, {v} {b[j]}, {v} {old[i][j]})")
 

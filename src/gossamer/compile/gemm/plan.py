@@ -131,9 +131,14 @@ def _blocks(p: Problem, part_k: int, tile: Tile, target: Target) -> Blocks:
     ko, columns = part_k, budget // part_k
     if columns < min(p.n, 8 * width):
         ko, columns = kc, budget // kc
-    item_n = _even(p.n, columns // width * width, width)
-    has_tile = isinstance(p.out, Epilogue)
-    return Blocks(mc if has_tile and ko < part_k else p.m, item_n, part_k, mc, kc, ko)
+    if isinstance(p.out, Output):
+        item_n = _even(p.n, columns // width * width, width)
+        return Blocks(p.m, item_n, part_k, mc, kc, ko)
+    # The tile takes a quarter of L2, and has three panels of rows to use each panel of B on.
+    room, least = target.l2 // 4 // size, 3 * tile.rows
+    item_n = _even(p.n, min(columns, room // least) // width * width, width)
+    mc = min(mc, _even(p.m, max(least, room // item_n), tile.rows))
+    return Blocks(mc if ko < part_k else p.m, item_n, part_k, mc, kc, ko)
 
 
 def _cut(p: Problem, s: Blocks, tile: Tile, target: Target) -> Blocks:
