@@ -8,12 +8,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from gossamer.compile.vjp import vjp
 from gossamer.core.dtype import DTYPES, DType, bfloat16, float16, float32, float64
 from gossamer.core.errors import GossamerError
 from gossamer.ir.node import Node
 from gossamer.ir.op import TABLE, Op
 from gossamer.runtime.reference import evaluate
-from tests.ops.laws import about, buffer, compiled, each, results
+from tests.ops.laws import about, buffer, compiled, each, results, smooth_operators
 from tests.ops.test_laws import LEAVES, rows
 
 OPERATORS = rows([op for op in TABLE.values() if op.name not in LEAVES])
@@ -77,3 +78,16 @@ def test_compiled_is_the_reference_on_samples_of_integers(op: Op) -> None:
     ys = as_is(op)
     if ys:
         agree(ys)
+
+
+@pytest.mark.parametrize("op", rows(smooth_operators()))
+def test_compiled_derivatives_are_the_references(op: Op) -> None:
+    """The backward graphs, whose shapes and fusions differ from the forward ones, in float32."""
+    rng = np.random.default_rng(6)
+    backward = []
+    for _, sample in each(op, gradient=True):
+        xs = [buffer(x, float32 if x.dtype == np.float64 else None) for x in sample.inputs]
+        ys = [y for y in results(op(*xs, **sample.attrs)) if y.grad]
+        gs = [buffer(rng.normal(size=y.shape), y.dtype, grad=False) for y in ys]
+        backward += [g for g in vjp(ys, gs, [x for x in xs if x.grad]) if g is not None]
+    agree([g for g in backward if g.value is None])

@@ -27,7 +27,8 @@ def word(x: int) -> Node:
 
 
 def state(seed: int = 1, counter: int = 0) -> tuple[Node, Node]:
-    return buffer(np.array([seed, seed >> 32], np.int64).astype(np.int32)), buffer(np.array(counter))
+    key = np.array([seed, seed >> 32], np.int64).astype(np.int32)
+    return buffer(key), buffer(np.array(counter))
 
 
 @pytest.mark.parametrize("counter, key, expected", KNOWN)

@@ -31,8 +31,6 @@ def _is_type(shape: Shape, dtype: DType) -> bool:
 
 def _check_inputs(node: Node, seen: set[int], stage: str) -> None:
     for x in node.inputs:
-        if not isinstance(x, Node):
-            raise _fail(node, f"an input is {x!r}, not a node", stage)
         if id(x) not in seen:
             raise _fail(node, "it reads a node that depends on it", stage)
         if x.outs is not None and node.op is not PICK:
@@ -68,8 +66,7 @@ def _known(node: Node) -> bool:
 def verify(roots: Sequence[Node], *, primitive: bool = False, stage: str = "") -> None:
     """Check every node that `roots` need.
 
-    Operators are those of the table; inputs are nodes and come before their reader; attributes are
-    hashable; every type is the one that the operator infers; results of several are picked.
+    Operators are those of the table; inputs come before their reader; attributes are hashable; every type is the one that the operator infers; results of several are picked.
 
     Args:
         roots: results.

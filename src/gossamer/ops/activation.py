@@ -53,11 +53,6 @@ def _zero(x: Node) -> Node:
     return constant(0, x)
 
 
-def _between(low: Node, high: Node) -> Node:
-    """Both conditions (bool)."""
-    return mul(low, high)
-
-
 # piecewise linear --------------------------------------------------------------------------------
 
 relu: Op = activation(
@@ -91,14 +86,14 @@ clamp: Op = activation(
     attrs=({"low": -1.0, "high": 1.0}, {"low": None, "high": 0.5}, {"low": 0.5, "high": None}))
 
 
-def _inside(x: Node, low: float, high: float) -> Node:
-    """Strictly between the bounds."""
-    return _between(gt(x, constant(low, x)), lt(x, constant(high, x)))
+def _outside(x: Node, low: float, high: float) -> Node:
+    """At or beyond a bound (bool)."""
+    return add(le(x, constant(low, x)), ge(x, constant(high, x)))
 
 
 hardtanh: Op = activation(
     "hardtanh", "x limited to [low, high]; slope 0 at the bounds", _clamp, infer=number_type,
-    vjp=lambda g, y, x, *, low, high: (where(_inside(x, low, high), g, _zero(g)),), cost=2.0,
+    vjp=lambda g, y, x, *, low, high: (where(_outside(x, low, high), _zero(g), g),), cost=2.0,
     attrs=({"low": -1.0, "high": 1.0}, {"low": 0.0, "high": 2.0}))
 
 relu6: Op = activation(
@@ -116,7 +111,7 @@ hardswish: Op = activation(
     "hardswish", "x * relu6(x + 3) / 6", lambda x: mul(x, hardsigmoid(x)), special=_THREES,
     vjp=lambda g, y, x: (where(
         le(x, constant(-3, x)), _zero(g),
-        where(ge(x, constant(3, x)), g, mul(g, add(scaled(x, 1 / 3), constant(0.5, x))))),),
+        where(lt(x, constant(3, x)), mul(g, add(scaled(x, 1 / 3), constant(0.5, x))), g)),),
     cost=5.0, onnx="HardSwish-14")
 
 hardshrink: Op = activation(
@@ -145,15 +140,15 @@ threshold: Op = activation(
 
 
 def _negative_part(x: Node) -> tuple[Node, Node]:
-    """(x > 0, x where x <= 0 else 0): what an exponential of the lower branch may see."""
-    positive = gt(x, _zero(x))
-    return positive, where(positive, _zero(x), x)
+    """(x <= 0, x where x <= 0 else 0): what an exponential of the lower branch may see."""
+    negative = le(x, _zero(x))
+    return negative, where(negative, x, _zero(x))
 
 
 @in_float32
 def _elu(x: Node, *, alpha: float) -> Node:
-    positive, low = _negative_part(x)
-    return where(positive, x, scaled(expm1(low), alpha))
+    negative, low = _negative_part(x)
+    return where(negative, scaled(expm1(low), alpha), x)
 
 
 elu: Op = activation("elu", "x where x > 0, else alpha * (e^x - 1)", _elu,
@@ -174,8 +169,8 @@ selu: Op = activation("selu", "1.0507 * elu(x, 1.6733): keeps mean 0 and varianc
 
 @in_float32
 def _celu(x: Node, *, alpha: float) -> Node:
-    positive, low = _negative_part(x)
-    return where(positive, x, scaled(expm1(scaled(low, 1 / alpha)), alpha))
+    negative, low = _negative_part(x)
+    return where(negative, scaled(expm1(scaled(low, 1 / alpha)), alpha), x)
 
 
 celu: Op = activation("celu", "x where x > 0, else alpha * (e^(x/alpha) - 1)", _celu,

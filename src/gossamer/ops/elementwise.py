@@ -195,14 +195,15 @@ round_: Op = _rounding("round", "the whole number nearest to x, halves to even",
 # extremes ----------------------------------------------------------------------------------------
 
 
-def _shared(wins: Op) -> Callable[..., tuple[Node | None, ...]]:
-    """Cotangents of maximum/minimum: the winner gets g, a tie gives half to each (PyTorch)."""
+def _shared(loses: Op) -> Callable[..., tuple[Node | None, ...]]:
+    """Cotangents of maximum/minimum: the loser gets nothing, a tie gives half to each; beside a NaN
+    nobody loses (PyTorch)."""
     def rule(g: Node, y: Node, a: Node, b: Node) -> tuple[Node | None, ...]:
         half, zero, tie = mul(g, constant(0.5, g)), constant(0, g), eq(a, b)
         def part(x: Node, other: Node) -> Node | None:
             if not x.grad:
                 return None
-            return where(tie, half, where(wins(x, other), g, zero))
+            return where(tie, half, where(loses(x, other), zero, g))
         return part(a, b), part(b, a)
     return rule
 
@@ -248,13 +249,13 @@ ge: Op = _compare("ge", ">=", np.greater_equal, lambda e, a, b: e.ge(a, b),
 
 maximum: Op = elementwise(
     "maximum", "the larger of a and b; NaN if either is (on bool: a or b)", infer=same_types,
-    reference=np.maximum, vjp=_shared(gt),
+    reference=np.maximum, vjp=_shared(lt),
     lower=lambda e, a, b: e.or_(a, b) if e.dtype is bool_ else e.maximum(a, b),
     samples=samples_of(2, special=_SIGNED), onnx="Max-13")
 
 minimum: Op = elementwise(
     "minimum", "the smaller of a and b; NaN if either is (on bool: a and b)", infer=same_types,
-    reference=np.minimum, vjp=_shared(lt),
+    reference=np.minimum, vjp=_shared(gt),
     lower=lambda e, a, b: e.and_(a, b) if e.dtype is bool_ else e.minimum(a, b),
     samples=samples_of(2, special=_SIGNED), onnx="Min-13")
 

@@ -196,7 +196,7 @@ def _lower_polygamma(e: Any, x: Any, *, n: int) -> Any:
     reflected = e.sub(e.mul(e.const((-1) ** n), value),
                       e.mul(e.const(math.pi ** (n + 1)), polynomial))
     finite = e.select(negative, reflected, value)
-    pole = e.select(e.eq(x, e.const(-INF)), e.const(NAN), e.const(INF if n % 2 else NAN))
+    pole = e.select(e.eq(x, e.const(-INF)), e.const(NAN), e.const(INF if n % 2 else -INF))
     whole = e.select(e.eq(fraction, e.const(0)), pole, finite)
     at_most_zero = e.select(e.le(x, e.const(0)), whole, finite)
     return e.select(e.eq(x, e.const(INF)), e.const(0), at_most_zero)
@@ -285,7 +285,9 @@ pow_: Op = elementwise(
 
 
 def _atan2_vjp(g: Node, y: Node, a: Node, b: Node) -> tuple[Node, Node]:
-    scale = div(g, add(mul(a, a), mul(b, b)))
+    square = add(mul(a, a), mul(b, b))
+    zero = constant(0, square)
+    scale = div(g, where(eq(square, zero), constant(1, square), square))  # slope 0 at the origin
     return mul(scale, b), neg(mul(scale, a))
 
 

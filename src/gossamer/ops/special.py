@@ -73,6 +73,8 @@ erfinv = vectorized(_erfinv)
 def _digamma(x: float) -> float:
     if x == 0:
         return -math.copysign(math.inf, x)
+    if x == -math.inf:
+        return math.nan
     if x < 0 and x == math.floor(x):
         return math.nan
     if x < 0:  # reflection; the remainder keeps tan accurate for large |x|
@@ -123,7 +125,7 @@ def _polygamma(n: int, x: float) -> float:
     if math.isnan(x) or x == -math.inf:
         return math.nan
     if x <= 0 and x == math.floor(x):
-        return math.inf if n % 2 else math.nan
+        return math.inf if n % 2 else -math.inf
     if x > 0:
         return (-1.0) ** (n + 1) * math.factorial(n) * _hurwitz(n + 1, x)
     # psi_n(x) = (-1)^n psi_n(1 - x) - pi^(n+1) P_n(cot(pi x)), the reflection differentiated
