@@ -30,7 +30,7 @@ from gossamer.runtime.plans import specialized_plan
 from gossamer.runtime.program import Program
 from gossamer.runtime.threads import get_num_threads
 from gossamer.tensor import Tensor, leaf_node, wrap
-from gossamer.trace import Trace
+from gossamer.tracing import Trace
 
 __all__ = ["CompiledFunction", "compile"]
 

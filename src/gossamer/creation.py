@@ -290,12 +290,14 @@ def arange(*bounds: Any, start: Any = None, end: Any = None, step: Any = 1,
     Returns:
         A tensor with ceil((end - start) / step) elements.
     """
-    values = list(bounds) if len(bounds) != 1 else [0 if start is None else start, *bounds]
-    if not values:
-        values = [0 if start is None else start, end]
-    elif len(values) == 1 or end is not None and len(values) < 2:
-        values.append(end)
-    a, b, s = (number(v, "gs.arange") for v in (*values, step)[:3])
+    given = list(bounds)
+    if len(given) == 1 and end is None:
+        given = [0 if start is None else start, *given]
+    elif not given:
+        given = [0 if start is None else start, end]
+    elif len(given) == 1:
+        given.append(end)
+    a, b, s = (number(v, "gs.arange") for v in (*given, step)[:3])
     if s == 0 or (b - a) * s < 0:
         raise ShapeError(f"gs.arange({a}, {b}, {s}): the step must lead from start to end, and not "
                          "be 0.")

@@ -223,31 +223,63 @@ def _untouched(base: Node, flat_index: Node) -> Node:
     return prims.equal(count, prims.const(0, count))
 
 
-def _product(x: Node, flat_index: Node, source: Node, include: bool) -> Node:
-    """Per place the product of its sources: signs, zeros and logarithms are added up apart."""
-    base = prims.reshape(x, (x.size,))
-    touched = prims.logical_not(_untouched(base, flat_index))
-    one = prims.const(1, base)
-    start = base if include else prims.where(touched, one, base)
-    zeros = TABLE["scatter_add"](_number(TABLE["eq"](start, prims.const(0, start))), flat_index,
-                                 _number(TABLE["eq"](source, prims.const(0, source))))
-    minus = TABLE["scatter_add"](_number(TABLE["lt"](start, prims.const(0, start))), flat_index,
-                                 _number(TABLE["lt"](source, prims.const(0, source))))
+def _zero_flags(x: Node) -> Node:
+    return TABLE["eq"](x, prims.const(0, x))
+
+
+def _tally(start: Node, flat_index: Node, source: Node) -> tuple[Node, Node]:
+    """Per place the number of zeros that meet there, and the product of the other numbers: signs
+    and logarithms are added up apart."""
+    add = TABLE["scatter_add"]
+    zeros = add(prims.cast(_zero_flags(start), int64), flat_index,
+                prims.cast(_zero_flags(source), int64))
+    negative = [prims.cast(TABLE["lt"](n, prims.const(0, n)), int64) for n in (start, source)]
+    odd = TABLE["bitwise_and"](add(negative[0], flat_index, negative[1]),
+                               prims.full(1, start.shape, int64))
     wide = [prims.cast(n, float64) for n in (start, source)]
-    logs = [TABLE["log"](TABLE["abs"](prims.where(prims.equal(w, prims.const(0, w)),
-                                                  prims.const(1, w), w))) for w in wide]
-    size = TABLE["exp"](TABLE["scatter_add"](logs[0], flat_index, logs[1]))
-    odd = TABLE["bitwise_and"](minus, prims.const(1, minus))
-    signed = prims.where(prims.equal(odd, prims.const(1, odd)), prims.neg(size), size)
-    if x.dtype.kind != "f":
-        signed = TABLE["round"](signed)
+    logs = [TABLE["log"](TABLE["abs"](prims.where(_zero_flags(w), prims.const(1, w), w)))
+            for w in wide]
+    size = TABLE["exp"](add(logs[0], flat_index, logs[1]))
+    return zeros, prims.where(prims.equal(odd, prims.const(1, odd)), prims.neg(size), size)
+
+
+def _product_value(start: Node, flat_index: Node, source: Node) -> Node:
+    zeros, rest = _tally(start, flat_index, source)
+    if start.dtype.kind != "f":
+        rest = TABLE["round"](rest)
     none = prims.equal(zeros, prims.const(0, zeros))
-    value = prims.where(none, signed, prims.const(0, signed))
-    return prims.cast(value, x.dtype)
+    return prims.cast(prims.where(none, rest, prims.const(0, rest)), start.dtype)
 
 
-def _number(flags: Node) -> Node:
-    return prims.cast(flags, int64)
+def _others(value: Node, zeros: Node, rest: Node) -> Node:
+    """The product of all numbers in one place but `value`."""
+    wide = prims.cast(value, float64)
+    zero = _zero_flags(wide)
+    safe = prims.where(zero, prims.const(1, wide), wide)
+    without = prims.sub(zeros, prims.cast(zero, int64))
+    left = prims.equal(without, prims.const(0, without))
+    made = prims.where(left, prims.div(rest, safe), prims.const(0, rest))
+    return prims.cast(made, value.dtype)
+
+
+def _product_rule(g: Node, y: Node, start: Node, source: Node, flat_index: Node,
+                  ) -> tuple[Node, Node, None]:
+    zeros, rest = _tally(start, flat_index, source)
+    at = prims.take(g, flat_index)
+    return (prims.mul(g, _others(start, zeros, rest)),
+            prims.mul(at, _others(source, prims.take(zeros, flat_index),
+                                  prims.take(rest, flat_index))), None)
+
+
+def _product(x: Node, flat_index: Node, source: Node, include: bool) -> Node:
+    """Per place the product of its sources (and of the element itself, if included)."""
+    start = prims.reshape(x, (x.size,))
+    if not include:
+        start = prims.where(_untouched(start, flat_index), start, prims.const(1, start))
+    value = prims.detach(_product_value(start, flat_index, source))
+    if not (start.grad or source.grad):
+        return value
+    return TABLE["custom"](value, start, source, flat_index, rule=_product_rule)
 
 
 def _scatter_flat(x: Node, flat_index: Node, source: Node, how: str, include: bool) -> Node:

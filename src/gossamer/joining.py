@@ -160,9 +160,10 @@ def block_diag(*tensors: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------ turning
 
 @public()
-def flip(input: Tensor, *dims: Any) -> Tensor:
+def flip(input: Tensor, *args: Any, dims: Any = None) -> Tensor:
     """A copy with the order along `dims` reversed."""
     node = node_of(input, "gs.flip")
+    dims = args if dims is None else (dims,)
     axes = [axis_of(d, node.ndim, "gs.flip", "dims") for d in shape_of(dims, "gs.flip")]
     if len(set(axes)) < len(axes):
         raise IndexingError(f"gs.flip: dims={axes} names a dimension twice.")
@@ -235,14 +236,14 @@ def rot90(input: Tensor, k: int = 1, dims: Sequence[int] = (0, 1)) -> Tensor:
 # ----------------------------------------------------------------------------------- repeating
 
 @public(function=False)
-def repeat(self: Tensor, *repeats: Any) -> Tensor:
+def repeat(self: Tensor, *args: Any, repeats: Any = None) -> Tensor:
     """The tensor copied `repeats[i]` times along dimension i; extra leading repeats add dimensions.
 
     Raises:
         ShapeError: there are fewer repeats than dimensions.
     """
     node = self._read()
-    times = shape_of(repeats, "x.repeat")
+    times = shape_of(args if repeats is None else (repeats,), "x.repeat")
     if len(times) < node.ndim or any(n < 0 for n in times):
         raise ShapeError(f"x.repeat{times}: x has {node.ndim} dimensions; there must be at least as "
                          "many repeats, none negative.")
@@ -254,9 +255,9 @@ def repeat(self: Tensor, *repeats: Any) -> Tensor:
 
 
 @public()
-def tile(input: Tensor, *dims: Any) -> Tensor:
+def tile(input: Tensor, *args: Any, dims: Any = None) -> Tensor:
     """As `repeat`; missing leading repeats count as 1."""
-    times = shape_of(dims, "gs.tile")
+    times = shape_of(args if dims is None else (dims,), "gs.tile")
     return repeat(input, (1,) * (node_of(input, "gs.tile").ndim - len(times)) + times)
 
 

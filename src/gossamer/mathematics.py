@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from gossamer import prims
 from gossamer.core.dtype import bool_, float64, int32
@@ -286,8 +286,15 @@ def ldexp(input: Tensor, other: Any) -> Tensor:
     return wrap(prims.mul(a, TABLE["exp2"](b)))
 
 
+class Parts(NamedTuple):
+    """A number taken apart."""
+
+    mantissa: Tensor
+    exponent: Tensor
+
+
 @public()
-def frexp(input: Tensor, *, out: Any = None) -> tuple[Tensor, Tensor]:
+def frexp(input: Tensor, *, out: Any = None) -> Parts:
     """Mantissa in [0.5, 1) and int32 exponent: `x = mantissa * 2^exponent`."""
     x = node_of(input, "gs.frexp")
     need_float(x, "gs.frexp")
@@ -303,9 +310,9 @@ def frexp(input: Tensor, *, out: Any = None) -> tuple[Tensor, Tensor]:
                         prims.sub(power, prims.const(1, power)), power)
     power = prims.where(plain, power, prims.const(0, power))
     mantissa = prims.cast(prims.div(prims.cast(x, float64), TABLE["exp2"](power)), x.dtype)
-    made = wrap(mantissa), wrap(prims.cast(power, int32))
+    made = Parts(wrap(mantissa), wrap(prims.cast(power, int32)))
     if out is not None:
-        return tuple(o.copy_(m) for o, m in zip(out, made, strict=True))  # type: ignore[return-value]
+        return Parts(*(o.copy_(m) for o, m in zip(out, made, strict=True)))
     return made
 
 

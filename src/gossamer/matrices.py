@@ -118,6 +118,7 @@ def vander(x: Tensor, N: int | None = None, increasing: bool = False) -> Tensor:
 def linalg_vander(x: Tensor, *, N: int | None = None) -> Tensor:
     """The powers 0, 1, …, N - 1 of the elements along a new last dimension."""
     node = node_of(x, "linalg.vander")
+    node = prims.reshape(node, node.shape or (1,))
     n = node.shape[-1] if N is None else N
     if node.dtype.kind != "f":
         node = prims.cast(node, int64)
@@ -140,7 +141,7 @@ def matrix_power(input: Tensor, n: int) -> Tensor:
     if n == 0:
         size = x.shape[-1]
         same = prims.equal(prims.iota(0, (size, size)), prims.iota(1, (size, size)))
-        return wrap(prims.expand(prims.cast(same, x.dtype), x.shape))
+        return wrap(prims.flat_slope(prims.expand(prims.cast(same, x.dtype), x.shape), x))
     made: Tensor | None = None
     square = input
     while n:

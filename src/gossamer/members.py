@@ -13,7 +13,7 @@ from gossamer.creation import array_node, full_tensor
 from gossamer.devices import CPU
 from gossamer.dispatch import PUBLIC, axis_of, checked_shape, node_of, number, public
 from gossamer.indexing import fill_shape
-from gossamer.ir.node import type_text
+from gossamer.ir.node import STATE, type_text
 from gossamer.layout import is_contiguous, layout
 from gossamer.realize import realize
 from gossamer.tensor import Parameter, Size, Tensor, attach, wrap
@@ -204,17 +204,17 @@ def fill_(self: Tensor, value: Any) -> Tensor:
         if value._node.ndim:
             raise ShapeError(f"x.fill_: value has {value._node.ndim} dimensions; it must have none.")
         return self._write(prims.expand(prims.cast(value._read(), node.dtype), node.shape))
-    return self._write(prims.full(number(value, "x.fill_"), node.shape, node.dtype))
+    made = prims.full(number(value, "x.fill_"), node.shape, node.dtype)
+    return self._write(prims.flat_slope(made, node) if node.grad and STATE.grad_enabled else made)
 
 
 @public(method=False)
 def fill(input: Tensor, value: Any) -> Tensor:
     """A tensor shaped and typed as `input` with one number in all elements."""
-    if isinstance(value, Tensor):
-        node = node_of(input, "gs.fill")
-        return wrap(prims.expand(prims.cast(value._read(), node.dtype), node.shape))
     node = node_of(input, "gs.fill")
-    return full_tensor(node.shape, number(value, "gs.fill"), node.dtype, None)
+    if isinstance(value, Tensor):
+        return wrap(prims.expand(prims.cast(value._read(), node.dtype), node.shape))
+    return wrap(prims.flat_slope(prims.const(number(value, "gs.fill"), node), node))
 
 
 attach("fill", fill)

@@ -170,7 +170,7 @@ def make_function(op: Op, name: str) -> Callable[..., Tensor]:
 
 # These have parameters of their own, or are not PyTorch names.
 _BY_HAND = {"add", "sub", "div", "round", "pow", "trunc_divide", "shift_left", "shift_right",
-            "shift_right_logical", "mulhi_u32", "polygamma", "cast", "where", "bitwise_not"}
+            "shift_right_logical", "mulhi_u32", "polygamma", "cast", "where", "bitwise_not", "nextafter"}
 # Composite records that are pointwise functions of one tensor without parameters.
 _COMPOSITES: tuple[str, ...] = ()
 _FUNCTION_ONLY = {"isnan", "isinf", "isfinite"}
@@ -414,6 +414,16 @@ def bitwise_not(input: Any, *, out: Tensor | None = None) -> Tensor:
 
 
 attach("__invert__", bitwise_not)
+
+
+@public(inplace=True)
+def nextafter(input: Tensor, other: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """nextafter: the next number after `input` on the way to `other`; its slope is 1."""
+    a, b = operands("gs.nextafter", (input, other), "float")
+    node = TABLE["nextafter"](a, b)
+    if a.grad and STATE.grad_enabled:
+        node = TABLE["custom"](node, a, rule=lambda g, y, x: (g,))
+    return wrap(node) if out is None else write_out(out, node, "gs.nextafter")
 
 
 def _shift(name: str, record: str) -> None:

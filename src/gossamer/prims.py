@@ -16,10 +16,10 @@ from gossamer.ir.node import Node, Shape
 from gossamer.ir.op import CONSTANT, IOTA, TABLE, Op
 
 __all__ = ["add", "arange", "argsort", "broadcast", "cast", "concat", "const", "detach", "div",
-           "equal", "expand", "flip", "fill_like", "full", "iota", "logical_and", "logical_not",
+           "equal", "expand", "flat_slope", "flip", "full", "iota", "logical_and", "logical_not",
            "logical_or", "matmul_nodes", "move_axis", "mul", "narrow", "neg", "op", "pad", "permute",
            "reduce_max", "reduce_min", "reduce_sum", "reshape", "row_major", "scalar_value", "scan",
-           "scatter_add", "select", "slice_", "strided", "sub", "take", "where"]
+           "scatter_add", "select", "slice_", "sub", "take", "where"]
 
 
 def op(name: str) -> Op:
@@ -55,9 +55,6 @@ def full(value: Any, shape: Shape, dtype: DType) -> Node:
 def const(value: Any, like: Node) -> Node:
     """A constant shaped and typed as `like`."""
     return CONSTANT(value=scalar_value(value, like.dtype), shape=like.shape, dtype=like.dtype)
-
-
-fill_like = const
 
 
 def iota(axis: int, shape: Shape, dtype: DType = int64) -> Node:
@@ -144,9 +141,6 @@ def narrow(x: Node, axis: int, start: int, stop: int, step: int = 1) -> Node:
     return slice_(x, starts, stops, steps)
 
 
-strided = narrow
-
-
 def select(x: Node, axis: int, index: int) -> Node:
     """`x[..., index, ...]`: the axis disappears."""
     axis %= x.ndim
@@ -207,6 +201,16 @@ def logical_or(a: Node, b: Node) -> Node:
 
 def logical_not(a: Node) -> Node:
     return TABLE["logical_not"](a)
+
+
+def _zeros_rule(g: Node, y: Node, *inputs: Node) -> tuple[Node, ...]:
+    return tuple(full(0, x.shape, x.dtype) for x in inputs)
+
+
+def flat_slope(value: Node, *inputs: Node) -> Node:
+    """`value` as a function of `inputs` whose derivative is zero (not absent), as PyTorch has it."""
+    return TABLE["custom"](value, *inputs, rule=_zeros_rule) if any(
+        x.grad for x in inputs) else value
 
 
 def _reduce(name: str, x: Node, axes: Sequence[int]) -> Node:

@@ -13,8 +13,10 @@ from gossamer import prims
 from gossamer.core.dtype import bool_, promote
 from gossamer.core.errors import DTypeError, ShapeError
 from gossamer.dispatch import (
+    PUBLIC,
     axis_of,
     broadcast_shapes,
+    give,
     node_of,
     number,
     operands,
@@ -189,7 +191,18 @@ _added("addmm", (2, 2), "beta * input + alpha * (matrix @ matrix).")
 _added("addmv", (2, 1), "beta * input + alpha * (matrix @ vector).")
 _added("addr", (1, 1), "beta * input + alpha * outer(vector, vector).")
 _added("baddbmm", (3, 3), "beta * input + alpha * (batch of products of matrices).")
+def _addbmm_(self: Tensor, first: Tensor, second: Tensor, *, beta: Any = 1,
+             alpha: Any = 1) -> Tensor:
+    """`addbmm`, written into this tensor, which takes the shape of the result."""
+    made = PUBLIC["addbmm"](self, first, second, beta=beta, alpha=alpha)
+    if self._base is None and not self._leaf and made._node.shape != self._node.shape:
+        self._node = made._read()
+    self._check_inplace("x.addbmm_")
+    return give(self, made._read(), "x.addbmm_")
+
+
 _added("addbmm", (3, 3), "beta * input + alpha * (sum of a batch of products of matrices).")
+attach("addbmm_", _addbmm_)
 
 
 @public(method=False)
@@ -243,10 +256,18 @@ def tensordot(a: Tensor, b: Tensor, dims: Any = 2) -> Tensor:
         first, second = ([d] if isinstance(d, int) else list(d) for d in dims)
     ours = [axis_of(d, x.ndim, "gs.tensordot", "dims") for d in first]
     theirs = [axis_of(d, y.ndim, "gs.tensordot", "dims") for d in second]
+    x, y = _matched(x, ours, y, theirs), _matched(y, theirs, x, ours)
     if [x.shape[i] for i in ours] != [y.shape[i] for i in theirs]:
         raise ShapeError(f"gs.tensordot: dims {first} of {type_text(x)} and {second} of "
                          f"{type_text(y)}; paired extents must be equal.")
     return wrap(contract(x, y, (), ours, (), theirs))
+
+
+def _matched(x: Node, ours: Sequence[int], y: Node, theirs: Sequence[int]) -> Node:
+    """`x` summed along its axes that meet an axis of extent 1 (which PyTorch broadcasts)."""
+    axes = [i for i, j in zip(ours, theirs, strict=False) if y.shape[j] == 1 != x.shape[i]]
+    return prims.reshape(prims.reduce_sum(x, axes),
+                         tuple(1 if i in axes else n for i, n in enumerate(x.shape)))
 
 
 Term = tuple[Node, str]  # a node and one letter for each of its axes

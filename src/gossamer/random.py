@@ -277,7 +277,8 @@ def randperm(n: int, *, generator: Generator | None = None, out: Tensor | None =
 @public(method=False)
 def normal(mean: Any = 0.0, std: Any = 1.0, size: Any = None, *,
            generator: Generator | None = None, out: Tensor | None = None, dtype: Any = None,
-           device: Any = None) -> Tensor:
+           device: Any = None, requires_grad: bool = False, layout: Any = None,
+           pin_memory: bool = False) -> Tensor:
     """Normal random numbers with given means and standard deviations (numbers or tensors)."""
     if not isinstance(std, Tensor) and std < 0:
         raise ShapeError(f"gs.normal(std={std}): the standard deviation must not be negative.")
@@ -291,7 +292,7 @@ def normal(mean: Any = 0.0, std: Any = 1.0, size: Any = None, *,
             raise DTypeError("gs.normal: mean and std are numbers; pass size=.")
         m, s = fit("gs.normal", *same_type("gs.normal", (mean, std), "float"))
         node = _normal(m.shape, m.dtype, generator)
-    made = finish(prims.add(prims.mul(node, s), m), device)
+    made = finish(prims.add(prims.mul(node, s), m), device, requires_grad)
     return made if out is None else write_out(out, made._node, "gs.normal")
 
 

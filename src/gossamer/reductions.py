@@ -414,7 +414,8 @@ def norm_node(x: Node, p: float, axes: tuple[int, ...]) -> Node:
             return size
         return (prims.reduce_max if p > 0 else prims.reduce_min)(size, axes)
     if p == 0:
-        return prims.reduce_sum(prims.cast(TABLE["ne"](x, prims.const(0, x)), x.dtype), axes)
+        count = prims.reduce_sum(prims.cast(TABLE["ne"](x, prims.const(0, x)), x.dtype), axes)
+        return prims.flat_slope(count, x)
     if p == 1:
         return prims.reduce_sum(size, axes)
     if p == 2:

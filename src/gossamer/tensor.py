@@ -256,10 +256,12 @@ class Tensor:
         try:
             for step in self._path:
                 node = _step(node, step)
+            if self._leaf:
+                node = leaf_node(node, self)
+            elif node.owner is not None:
+                node = twin(node)
         finally:
             STATE.grad_enabled = before
-        if self._leaf:
-            node = leaf_node(node, self)
         self._node = node
         self._version = base._version
         node.owner = ref(self)
@@ -319,10 +321,10 @@ class Tensor:
                 STATE.grad_enabled = False
         try:
             olds = [base._read()]
-            for step in path[:-1]:
+            for step in path:
                 olds.append(_step(olds[-1], step))
             value = DETACH(new) if new.grad and not STATE.grad_enabled else new
-            for (op, attrs), old in zip(reversed(path), reversed(olds), strict=True):
+            for (op, attrs), old in zip(reversed(path), reversed(olds[:-1]), strict=True):
                 if op is not DETACH:
                     assert op.put is not None, op
                     value = op.put(old, value, **attrs)

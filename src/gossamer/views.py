@@ -97,19 +97,23 @@ def infer_shape(shape: Shape, size: int, name: str) -> Shape:
 
 
 @public(function=False)
-def view(self: Tensor, *shape: Any) -> Tensor:
+def view(self: Tensor, *args: Any, size: Any = None, dtype: DType | None = None) -> Tensor:
     """A view of another shape on the same memory; `view(dtype)` reads the bytes as another type.
 
     Args:
-        shape: extents; one may be -1.
+        args, size: extents; one may be -1.
+        dtype: the other type.
 
     Raises:
         ShapeError: the element counts differ, or the memory layout needs a copy.
     """
-    if len(shape) == 1 and isinstance(shape[0], DType):
-        return view_dtype(self, shape[0])
+    if dtype is None and len(args) == 1 and isinstance(args[0], DType):
+        dtype = args[0]
+    if dtype is not None:
+        return view_dtype(self, dtype)
     old = self._node.shape
-    new = infer_shape(shape_of(shape, "x.view"), self._node.size, "x.view")
+    sizes = shape_of(args if size is None else (size,), "x.view")
+    new = infer_shape(sizes, self._node.size, "x.view")
     if self._base is not None and not _is_contiguous(self):
         _, strides, _ = layout(self)
         if strides_after_reshape(old, strides, new) is None:
@@ -127,7 +131,7 @@ def view_dtype(x: Tensor, dtype: DType) -> Tensor:
 
 
 @public()
-def reshape(input: Tensor, *shape: Any) -> Tensor:
+def reshape(input: Tensor, *args: Any, shape: Any = None) -> Tensor:
     """The same elements in another shape: a view where possible, else a copy.
 
     Args:
@@ -141,7 +145,8 @@ def reshape(input: Tensor, *shape: Any) -> Tensor:
         ShapeError: the element counts differ.
     """
     node = node_of(input, "gs.reshape")
-    new = infer_shape(shape_of(shape, "x.reshape"), node.size, "x.reshape")
+    sizes = shape_of(args if shape is None else (shape,), "x.reshape")
+    new = infer_shape(sizes, node.size, "x.reshape")
     if input._base is not None and not _is_contiguous(input):
         old, strides, _ = layout(input)
         if strides_after_reshape(old, strides, new) is None:
@@ -216,10 +221,10 @@ def unsqueeze(input: Tensor, dim: int) -> Tensor:
 # ------------------------------------------------------------------------------------ permuting
 
 @public()
-def permute(input: Tensor, *dims: Any) -> Tensor:
+def permute(input: Tensor, *args: Any, dims: Any = None) -> Tensor:
     """Dimensions in another order: dimension `i` of the result is `dims[i]` of the input."""
     ndim = node_of(input, "gs.permute").ndim
-    order = shape_of(dims, "gs.permute")
+    order = shape_of(args if dims is None else (dims,), "gs.permute")
     axes = tuple(axis_of(d, ndim, "gs.permute", "dims") for d in order)
     if sorted(axes) != list(range(ndim)):
         raise ShapeError(f"gs.permute: dims={order} for a tensor with {ndim} dimensions; each "
@@ -297,10 +302,10 @@ def adjoint(input: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------ expanding
 
 @public(function=False)
-def expand(self: Tensor, *sizes: Any, implicit: bool = False) -> Tensor:
+def expand(self: Tensor, *args: Any, size: Any = None, implicit: bool = False) -> Tensor:
     """Repeat dimensions of extent 1 (and new leading ones) without copying; -1 keeps an extent."""
     old = self._node.shape
-    sizes = shape_of(sizes, "x.expand")
+    sizes = shape_of(args if size is None else (size,), "x.expand")
     lead = len(sizes) - len(old)
     if lead < 0:
         raise ShapeError(f"x.expand{sizes}: x has shape {old}; there must be at least as many sizes "

@@ -131,6 +131,8 @@ def _constant(value: Any) -> Any:
         if not hasattr(gs, name):
             raise Unrepresentable(f"memory_format={name}")
         return getattr(gs, name)
+    if isinstance(value, torch.nn.Module):  # a distance, for example, with its default arguments
+        return getattr(gs.nn, type(value).__name__)()
     if isinstance(value, complex):
         raise Unrepresentable("a complex number")
     return value

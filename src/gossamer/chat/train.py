@@ -192,14 +192,13 @@ class Trainer:
 
     def _train_step(self, ids: gs.Tensor, targets: gs.Tensor) -> gs.Tensor:
         """Forward, backward, clip, update: the function that is compiled as a whole."""
-        for optimizer in self.optimizers:
-            optimizer.zero_grad()
         loss = self.model.loss(ids, targets)
         loss.backward()
         if self.settings.clip:
             gs.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
         for optimizer in self.optimizers:
             optimizer.step()
+            optimizer.zero_grad()  # at the end: no gradient outlives the program
         return loss.detach()
 
     def _one_step(self, batch: Batch, progress: float, watch: Stopwatch, stage: str) -> None:

@@ -9,7 +9,9 @@ the quotient is large.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Self
 
+from gossamer.compile.builder import FunctionBuilder
 from gossamer.compile.emitter_arith import Arithmetic, is_constant
 from gossamer.core.dtype import DType, bfloat16, bool_, float16, float32, float64, int32
 from gossamer.core.errors import CompileError
@@ -254,6 +256,26 @@ class Memory(Arithmetic):
         b.branch(done)
         b.label(done)
         return b.value(f"phi {self.t} [ {value}, %{before} ], [ {other}, %{after} ]")
+
+    def outlined(self, name: str, scalar: Callable[[Self, str], str], x: str) -> str:
+        """`scalar(e, lane)` for every lane, by a loop in a function of its own: for rare code.
+
+        A module has it once, however often it is called, and it is not optimized: sin compiles
+        in 22 ms instead of 37. `scalar` must be the same for equal names and types.
+        """
+        symbol = f"gossamer.{name}.{self.suffix}"
+        if symbol not in self.builder.declares:
+            f = FunctionBuilder(f"internal {self.t} @{symbol}({self.t} %x)", "cold noinline optnone #0")
+            one = type(self)(f, self.dtype, 0, self.flags)
+            lanes = f.alloca(self.t)
+            f.store(self.t, "%x", lanes)
+            with f.loop("0", str(self.width or 1)) as i:
+                at = f.gep(lanes, i, self.scalar)
+                f.store(self.scalar, scalar(one, f.load(self.scalar, at)), at)
+            text = f.finish(f"ret {self.t} {f.load(self.t, lanes)}")
+            self.builder.declares.update(f.declares)
+            self.builder.declare(symbol, text)
+        return self.builder.value(f"call {self.t} @{symbol}({self.t} {x})")
 
     def each_lane(self, scalar: Callable[[Memory, list[str]], str], *operands: str) -> str:
         """Apply scalar code to every lane of operands of this type, one after the other."""

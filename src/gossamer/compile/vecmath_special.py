@@ -47,7 +47,10 @@ def erf(e: Memory, x: str) -> str:
 def _erfc_positive(e: Memory, a: str) -> str:
     """erfc(a) in float64 for 0 <= a <= 28."""
     u = e.div(e.sub(a, e.const(2)), e.add(a, e.const(2)))
-    p = e.div(e.polynomial(u, ERFCX_64), e.fma(a, e.const(2), e.const(1)))
+    top, twice = e.polynomial(u, ERFCX_64), e.add(a, a)
+    inverse = e.reciprocal(e.add(twice, e.const(1)))
+    p = e.mul(top, inverse)  # and corrected by its remainder, which also undoes 1 + 2a's rounding
+    p = e.fma(e.sub(e.fma(e.neg(p), twice, top), p), inverse, p)
     square = e.mul(a, a)
     low = e.fma(a, a, e.neg(square))  # exp(-(square + low)) = exp(-square) (1 - low)
     g = exp(e, e.neg(square))
@@ -58,8 +61,11 @@ def erfc(e: Memory, x: str) -> str:
     """1 - erf(x) without cancellation for large x; float32 through float64."""
     if e.bits == 32:
         return e.wide.cast(erfc(e.wide, e.cast(x, e.wide.dtype)), e.dtype)
-    y = _erfc_positive(e, e.minimum(e.abs(x), e.const(28.0)))  # 0 beyond 27.3
-    return e.select(e.lt(x, e.const(0)), e.sub(e.const(2), y), y)
+    a = e.abs(x)
+    y = _erfc_positive(e, e.minimum(a, e.const(28.0)))  # 0 beyond 27.3
+    y = e.select(e.lt(x, e.const(0)), e.sub(e.const(2), y), y)
+    near = e.fma(x, e.polynomial(e.mul(x, x), ERF_64), x)
+    return e.select(e.lt(a, e.const(0.5)), e.sub(e.const(1), near), y)
 
 
 def erfinv(e: Memory, x: str) -> str:

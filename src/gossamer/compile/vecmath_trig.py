@@ -113,13 +113,15 @@ def _periodic(e: Memory, x: str, finish: _Finish, name: str, precise: bool = Fal
     easy = e.le(a, e.const(_LIMIT[e.bits]))
     hard = e.of(bool_).not_(easy)
 
+    def rare(f: Memory, a: str) -> str:
+        if f.bits == 64:
+            return f.libm(name, a)
+        return f.select(f.isfinite(a), finish(f, _reduce_huge(f, a)), f.const(float("nan")))
+
     def slow() -> str:
-        if e.bits == 64:
-            return e.select(hard, e.libm(name, a), y)
-        # Easy lanes would read outside of the digits.
-        z = finish(e, _reduce_huge(e, e.select(hard, a, e.const(_LIMIT[32]))))
-        z = e.select(e.isfinite(a), z, e.const(float("nan")))
-        return e.select(hard, z, y)
+        # Easy lanes would read outside of the digits of 2/pi.
+        huge = e.select(hard, a, e.const(_LIMIT[e.bits]))
+        return e.select(hard, e.outlined(name + "_of_huge", rare, huge), y)
 
     return e.if_any(hard, slow, y)
 

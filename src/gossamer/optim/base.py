@@ -18,7 +18,7 @@ from gossamer.modes import MODES
 from gossamer.optim.state import Removable, load_state, save_state
 from gossamer.realize import settle
 from gossamer.tensor import Tensor, enable_grad, no_grad
-from gossamer.trace import outside, runtime_scalar
+from gossamer.tracing import outside, runtime_scalar
 
 __all__ = ["Group", "Hyper", "Optimizer", "State", "blend_", "scalar"]
 

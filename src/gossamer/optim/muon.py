@@ -20,7 +20,7 @@ from gossamer.optim.base import Group, Hyper, Optimizer, State
 from gossamer.optim.checks import check_betas, need
 from gossamer.realize import settle
 from gossamer.tensor import Tensor, no_grad
-from gossamer.trace import outside
+from gossamer.tracing import outside
 
 __all__ = ["POLAR_EXPRESS", "Muon", "MuonAdamW", "orthogonalize"]
 
