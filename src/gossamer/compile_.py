@@ -29,7 +29,7 @@ from gossamer.runtime.engine import Canonical
 from gossamer.runtime.plans import specialized_plan
 from gossamer.runtime.program import Program
 from gossamer.runtime.threads import get_num_threads
-from gossamer.tensor import Tensor, leaf_node, wrap
+from gossamer.tensor import DETACH, Tensor, leaf_node, wrap
 from gossamer.tracing import Trace
 
 __all__ = ["CompiledFunction", "compile"]
@@ -368,7 +368,26 @@ def _settle_reachable(function: Any, tensors: Sequence[Tensor]) -> None:
             stack.extend([x.param_groups, x.state])
         elif callable(getattr(x, "parameters", None)) and callable(getattr(x, "buffers", None)):
             stack.extend([list(x.parameters()), list(x.buffers())])
+    for t in found:
+        _adopt(t)
     realize([t._read() for t in found if not t.is_meta])
+
+
+def _adopt(t: Tensor) -> None:
+    """Make a detached view the root of its storage if nobody else holds the old root.
+
+    `Parameter(x)` shares the storage of x; when x is gone, reading and writing need no detour.
+    """
+    base = t._base
+    if not isinstance(base, Tensor) or base._base is not None:
+        return
+    # The view's slot, the local and getrefcount's own argument.
+    if sys.getrefcount(base) > 3 or any(op is not DETACH for op, _ in t._path):
+        return
+    node = base._node
+    t._base, t._version = None, base._version
+    t._node = leaf_node(node, t) if t._leaf else node
+    t._node.owner = ref(t)
 
 
 def _filled(cell: Any) -> bool:
