@@ -66,7 +66,8 @@ def _known(node: Node) -> bool:
 def verify(roots: Sequence[Node], *, primitive: bool = False, stage: str = "") -> None:
     """Check every node that `roots` need.
 
-    Operators are those of the table; inputs come before their reader; attributes are hashable; every type is the one that the operator infers; results of several are picked.
+    Operators are those of the table; inputs come before their reader; attributes are hashable;
+    every type is the one that the operator infers; results of several are picked.
 
     Args:
         roots: results.

@@ -154,7 +154,7 @@ from gossamer.ops.sort import argsort
 from gossamer.ops.wrapper import custom, detach, leaf
 
 __all__ = [
-    "abs", "acos", "acosh", "add", "add`.", "addcdiv", "addcmul", "argmax", "argmin", "argsort",
+    "abs", "acos", "acosh", "add", "addcdiv", "addcmul", "argmax", "argmin", "argsort",
     "asin", "asinh", "atan", "atan2", "atanh", "attention", "attention_grad", "bitwise_and",
     "bitwise_not", "bitwise_or", "bitwise_xor", "broadcast", "cast", "ceil", "celu", "clamp",
     "concat", "conv", "conv_transpose", "copysign", "cos", "cosh", "cross_entropy", "custom",
