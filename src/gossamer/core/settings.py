@@ -41,7 +41,8 @@ class Setting:
 SETTINGS: dict[str, Setting] = {
     row.name: row
     for row in (
-        Setting("GOSSAMER_CACHE", _cache_folder, str, "Folder of compiled kernels."),
+        Setting("GOSSAMER_CACHE", _cache_folder, lambda text: text or _cache_folder(),
+                "Folder of compiled kernels."),
         Setting("GOSSAMER_NO_CACHE", lambda: False, _flag, "Keep compiled kernels in memory only."),
         Setting("GOSSAMER_DATA", _data_folder, str, "Folder of downloaded data sets."),
         Setting("GOSSAMER_THREADS", lambda: 0, int, "Worker threads; 0 = all usable cores."),
