@@ -41,7 +41,7 @@ class _Core(Driver):
                 with f.loop(po, end, w["kc"]) as pc:
                     kc = f.minimum(w["kc"], f.sub(end, pc))
                     self.block(po, ic, rows, pc, kc)
-                with f.when(self.both(self.has_tile, f.compare("sge", end, "0"))):
+                with f.when(self.both(self.has_tile, f.compare("eq", end, self.k1))):
                     self.epilogue(ic, rows)
 
     def block(self, po: str, ic: str, rows: str, pc: str, kc: str) -> None:
