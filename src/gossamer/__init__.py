@@ -50,6 +50,10 @@ from gossamer.devices import (
 )
 from gossamer.dispatch import PUBLIC
 from gossamer.modes import is_inference_mode_enabled as is_inference_mode_enabled
+from gossamer.runtime.threads import (
+    get_num_threads as get_num_threads,
+    set_num_threads as set_num_threads,
+)
 from gossamer.tensor import Parameter as Parameter, Size as Size, Tensor as Tensor
 
 if TYPE_CHECKING:
