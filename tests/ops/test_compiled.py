@@ -1,9 +1,16 @@
 """Compiled code does what the reference says: every operator, every dtype it accepts.
 
 All samples of an operator in one dtype are one program, so that the law costs one compilation each.
+Kernels for every shape (sizes are arguments), kernels for one (sizes are literals, as in compiled
+functions) and, in a process of its own, kernels without AVX-512.
 """
 
 from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -13,6 +20,10 @@ from gossamer.core.dtype import DTYPES, DType, bfloat16, float16, float32, float
 from gossamer.core.errors import GossamerError
 from gossamer.ir.node import Node
 from gossamer.ir.op import TABLE, Op
+from gossamer.runtime.device import host
+from gossamer.runtime.engine import Canonical
+from gossamer.runtime.plans import specialized_plan
+from gossamer.runtime.program import Program
 from gossamer.runtime.reference import evaluate
 from tests.ops.laws import about, buffer, compiled, each, results, smooth_operators
 from tests.ops.test_laws import LEAVES, rows
@@ -51,9 +62,17 @@ def as_is(op: Op) -> list[Node]:
             for y in results(op(*(buffer(x, grad=False) for x in s.inputs), **s.attrs))]
 
 
-def agree(ys: list[Node]) -> None:
+def specialized(nodes: Sequence[Node]) -> list[np.ndarray]:
+    """Values by the code that a compiled function would run: sizes and numbers are literals."""
+    graph = Canonical(nodes)
+    program = Program(specialized_plan(graph), [(n.shape, n.dtype) for n in nodes])
+    return [data.array() for data in program.run([leaf.value for leaf in graph.leaves])]
+
+
+def agree(ys: list[Node],
+          run: Callable[[Sequence[Node]], list[np.ndarray]] = compiled) -> None:
     expected = evaluate(ys)
-    for y, found, wanted in zip(ys, compiled(ys), expected, strict=True):
+    for y, found, wanted in zip(ys, run(ys), expected, strict=True):
         with about(f"{y!r} of {[x.value.array() for x in y.inputs if x.value is not None]}"):
             assert found.shape == wanted.shape and found.dtype == wanted.dtype
             if y.dtype.kind != "f":
@@ -91,3 +110,32 @@ def test_compiled_derivatives_are_the_references(op: Op) -> None:
         gs = [buffer(rng.normal(size=y.shape), y.dtype, grad=False) for y in ys]
         backward += [g for g in vjp(ys, gs, [x for x in xs if x.grad]) if g is not None]
     agree([g for g in backward if g.value is None])
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_specialized_is_the_reference(op: Op) -> None:
+    """Samples as they are, and in float32 and bfloat16: as compiled functions run them."""
+    ys = [y for y in as_is(op) if y.value is None]
+    for dtype in (float32, bfloat16):
+        ys += cases(op, dtype)
+    if ys:
+        agree(ys, specialized)
+
+
+# One of every way in which kernels are written: lanes, masks, gathers, folds, strides, products.
+WITHOUT_AVX512 = ("exp", "tanh", "sin", "pow", "erf", "where", "cast", "remainder", "floor_divide",
+                  "reduce_sum", "reduce_max", "argmin", "take", "scatter_add", "pad", "concat",
+                  "dot_general", "softmax", "layer_norm", "scan", "argsort", "attention", "conv")
+
+
+def test_code_for_avx2_is_the_reference() -> None:
+    if "avx512f" not in host().features:
+        pytest.skip("this machine's own code is not AVX-512 code")
+    chosen = " or ".join(f"[{name}-float32" for name in WITHOUT_AVX512)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k",
+         f"test_compiled_is_the_reference and not integers and ({chosen})"],
+        env={**os.environ, "GOSSAMER_CPU_FEATURES": "-avx512f", "PYTEST_ADDOPTS": ""},
+        capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert f"{len(WITHOUT_AVX512)} passed" in done.stdout
