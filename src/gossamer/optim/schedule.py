@@ -183,15 +183,15 @@ class MultiStepLR(LRScheduler):
 
     def __init__(self, optimizer: Optimizer, milestones: Iterable[int], gamma: float = 0.1,
                  last_epoch: int = -1) -> None:
-        self.milestones, self.gamma = Counter(milestones), gamma
+        self.milestones, self.gamma = dict(Counter(milestones)), gamma
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[float]:
-        times = self.milestones[self.last_epoch]
+        times = self.milestones.get(self.last_epoch, 0)
         return [lr * self.gamma ** times for lr in self._rates()]
 
     def closed_form(self) -> list[float]:
-        passed = bisect_right(sorted(self.milestones.elements()), self.last_epoch)
+        passed = sum(n for at, n in self.milestones.items() if at <= self.last_epoch)
         return [b * self.gamma ** passed for b in self.base_lrs]
 
 
