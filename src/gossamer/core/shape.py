@@ -40,8 +40,8 @@ def row_strides(shape: Shape) -> Shape:
 
 def without_axes(shape: Shape, axes: Iterable[int]) -> Shape:
     """The shape with `axes` removed."""
-    gone = frozenset(axes)
-    return tuple(n for i, n in enumerate(shape) if i not in gone)
+    gone = tuple(axes)  # a handful: scanning it is faster than hashing
+    return tuple([n for i, n in enumerate(shape) if i not in gone])
 
 
 def keep_axes(shape: Shape, axes: Iterable[int]) -> Shape:

@@ -17,14 +17,14 @@ from gossamer.ir.node import Node, Shape
 from gossamer.ir.op import Op, Sample, define
 from gossamer.ops.movement import permute
 from gossamer.ops.reduction import broadcast
-from gossamer.ops.rules import Type, axis_in_range, dtype_error, shape_error, wide
+from gossamer.ops.rules import Type, dtype_error, shape_error, wide
 
 __all__ = ["dot_general", "free_axes", "matmul"]
 
 
 def free_axes(ndim: int, batch: Shape, contract: Shape) -> Shape:
     """The axes that are neither batch nor contracted, in order."""
-    return tuple(i for i in range(ndim) if i not in batch and i not in contract)
+    return tuple([i for i in range(ndim) if i not in batch and i not in contract])
 
 
 def _dot_type(op: Op, a: Node, b: Node, *, a_batch: Shape, a_contract: Shape, b_batch: Shape,
@@ -33,20 +33,31 @@ def _dot_type(op: Op, a: Node, b: Node, *, a_batch: Shape, a_contract: Shape, b_
         raise dtype_error(op, (a, b), "operands must have one dtype", "Convert with .to(dtype).")
     if a.dtype is bool_:
         raise dtype_error(op, (a, b), "it is not defined for bool", "Convert with .to(dtype).")
-    for x, axes in ((a, (*a_batch, *a_contract)), (b, (*b_batch, *b_contract))):
-        for axis in axes:
-            axis_in_range(op, x, axis)
-        if len(set(axes)) != len(axes):
-            raise shape_error(op, (a, b), f"axes {axes} name one axis twice", "List each once.")
-    for kind, left, right in (("batch", a_batch, b_batch), ("contract", a_contract, b_contract)):
-        if (len(left) != len(right)
-                or any(a.shape[i] != b.shape[j] for i, j in zip(left, right, strict=True))):
-            raise shape_error(op, (a, b), f"{kind} axes {left} of the first and {right} of the "
-                              "second must have equal extents", "Transpose or reshape an operand.")
-    shape = [a.shape[i] for i in a_batch]
-    shape += [a.shape[i] for i in free_axes(a.ndim, a_batch, a_contract)]
-    shape += [b.shape[i] for i in free_axes(b.ndim, b_batch, b_contract)]
+    _check_axes(op, a, b, (*a_batch, *a_contract), (*b_batch, *b_contract), len(a_batch),
+                len(b_batch))
+    left, right = a.shape, b.shape
+    shape = [left[i] for i in a_batch]
+    shape += [n for i, n in enumerate(left) if i not in a_batch and i not in a_contract]
+    shape += [n for i, n in enumerate(right) if i not in b_batch and i not in b_contract]
     return tuple(shape), a.dtype
+
+
+def _check_axes(op: Op, a: Node, b: Node, left: Shape, right: Shape, a_count: int,
+                b_count: int) -> None:
+    """Axes exist, none is named twice, pairs have equal extents; the first `count` are batch."""
+    for x, axes in ((a, left), (b, right)):
+        if len(axes) > 1 and len(set(axes)) != len(axes):
+            raise shape_error(op, (a, b), f"axes {axes} name one axis twice", "List each once.")
+        for axis in axes:
+            if not 0 <= axis < len(x.shape):
+                raise shape_error(op, (a, b), f"axis {axis} is out of range for {x.ndim} axes",
+                                  "Name axes that the operand has.")
+    paired = len(left) == len(right) and a_count == b_count
+    if not paired or any(a.shape[i] != b.shape[j] for i, j in zip(left, right, strict=True)):
+        raise shape_error(
+            op, (a, b), f"batch axes {left[:a_count]} and {right[:b_count]}, and contracted axes "
+            f"{left[a_count:]} and {right[b_count:]}, must have equal extents",
+            "Transpose or reshape an operand.")
 
 
 def _dot_reference(a: np.ndarray, b: np.ndarray, *, a_batch: Shape, a_contract: Shape,

@@ -120,16 +120,17 @@ flip: Op = define(Op(
 
 
 def _slice_type(op: Op, x: Node, *, starts: Shape, stops: Shape, steps: Shape) -> Type:
-    if not len(starts) == len(stops) == len(steps) == x.ndim:
+    if not len(starts) == len(stops) == len(steps) == len(x.shape):
         raise shape_error(op, (x,), f"starts {starts}, stops {stops}, steps {steps} must have "
                           f"{x.ndim} entries each", "Give one entry for each axis.")
+    extents = []
     for start, stop, step, n in zip(starts, stops, steps, x.shape, strict=True):
         if not (0 <= start <= stop <= n and step > 0):
             raise shape_error(op, (x,), f"{start}:{stop}:{step} does not fit an axis of {n}; "
                               "0 <= start <= stop <= extent and step > 0 must hold",
                               "Clamp the bounds first.")
-    return tuple([(b - a + s - 1) // s
-                  for a, b, s in zip(starts, stops, steps, strict=True)]), x.dtype
+        extents.append((stop - start + step - 1) // step)
+    return tuple(extents), x.dtype
 
 
 def _slice_map(index: Indices, shapes: Sequence[Shape], *, starts: Shape, stops: Shape,

@@ -27,13 +27,14 @@ __all__ = ["argmax", "argmin", "broadcast", "reduce_max", "reduce_min",
 
 def reduced_type(op: Op, x: Node, *, axes: Shape) -> Type:
     """The type without `axes`, which must be sorted, distinct and in range."""
+    shape = x.shape
     last = -1
     for axis in axes:
-        axis_in_range(op, x, axis)
-        if axis <= last:
+        if not last < axis < len(shape):
+            axis_in_range(op, x, axis)
             raise shape_error(op, (x,), f"axes {axes} must be sorted and distinct", "Sort them.")
         last = axis
-    return without_axes(x.shape, axes), x.dtype
+    return tuple([n for i, n in enumerate(shape) if i not in axes]), x.dtype
 
 
 def _number_type(op: Op, x: Node, *, axes: Shape) -> Type:
