@@ -24,6 +24,7 @@ from gossamer.nn import functional as F
 __all__ = ["GPT", "GPTConfig", "KVCache", "sample_token"]
 
 HEAD_MULTIPLE = 64  # rows of the output head: whole tiles for the matmul
+PROMPT_MULTIPLE = 32  # prompts are padded to it: eight shapes for a context of 256
 ROTARY_BASE = 10_000.0  # Su et al. 2021; enough for contexts of a few thousand tokens
 SHARPNESS = 1.2  # queries and keys have norm one a component; nanochat's measured best factor
 
@@ -83,6 +84,9 @@ class GPTConfig:
 class KVCache:
     """Keys and values of the positions seen so far, one pair of buffers a layer.
 
+    The buffers always have the full context, and positions not yet seen are masked; so every
+    decoded token has the same shapes and runs the same program.
+
     Args:
         config: sizes of the model.
         batch: rows decoded together (B).
@@ -95,12 +99,22 @@ class KVCache:
         self.keys = [gs.zeros(shape) for _ in range(config.n_layer)]
         self.values = [gs.zeros(shape) for _ in range(config.n_layer)]
 
+    def begin(self, count: int) -> None:
+        """Place `count` new positions after the filled ones."""
+        self.positions = gs.arange(count) + gs.tensor([self.length])  # (T,)
+        context = gs.arange(self.keys[0].shape[2])  # (S,)
+        self.mask = context[None, :] <= self.positions[:, None]  # (T, S): itself and the past
+
     def extend(self, layer: int, k: gs.Tensor, v: gs.Tensor) -> tuple[gs.Tensor, gs.Tensor]:
-        """Write (B, H, T, K) keys and values after the filled part; return all of them so far."""
-        end = self.length + k.shape[2]
-        self.keys[layer][:, :, self.length : end] = k
-        self.values[layer][:, :, self.length : end] = v
-        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+        """Write (B, H, T, K) keys and values at the new positions; return the whole buffers."""
+        self.keys[layer].index_copy_(2, self.positions, k)
+        self.values[layer].index_copy_(2, self.positions, v)
+        return self.keys[layer], self.values[layer]
+
+    def end(self, count: int, last: gs.Tensor) -> None:
+        """Count `count` of the new positions as filled; `last` is the embedding of the newest."""
+        self.length += count
+        self.last = last
 
 
 def norm(x: gs.Tensor) -> gs.Tensor:
@@ -137,14 +151,10 @@ class Attention(nn.Module):
         v = self.v(x).view(B, T, -1, K).transpose(1, 2)
         q = norm(rotate(q, cos, sin)) * SHARPNESS
         k = norm(rotate(k, cos, sin)) * SHARPNESS
-        past, mask = 0, None
         if cache is not None:
-            past = cache.length
-            k, v = cache.extend(self.layer, k, v)
-            if past and T > 1:  # row i sees the past and the new positions up to its own
-                mask = gs.arange(past + T)[None, :] <= gs.arange(past, past + T)[:, None]
+            k, v = cache.extend(self.layer, k, v)  # (B, H_kv, S, K)
         y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=past == 0 and T > 1,
+            q, k, v, attn_mask=None if cache is None else cache.mask, is_causal=cache is None,
             enable_gqa=self.config.kv_heads != self.config.n_head,
         )
         return self.proj(y.transpose(1, 2).reshape(B, T, D))
@@ -213,12 +223,16 @@ class GPT(nn.Module):
             nn.init.zeros_(block.attn.proj.weight)
             nn.init.zeros_(block.mlp.proj.weight)
 
-    def forward(self, ids: gs.Tensor, cache: KVCache | None = None) -> gs.Tensor:
+    def forward(
+        self, ids: gs.Tensor, cache: KVCache | None = None, valid: int | None = None
+    ) -> gs.Tensor:
         """Scores of the next token at every position.
 
         Args:
             ids: (B, T) int64 token ids.
             cache: keys and values of earlier positions; `ids` continue them and are added.
+            valid: with a cache, how many of the T tokens are real; the rest is padding that the
+                next call overwrites. None = all.
 
         Returns:
             (B, T, V) float32 scores (logits).
@@ -235,21 +249,22 @@ class GPT(nn.Module):
                 f"GPT.forward: {past} cached + {T} new positions exceed the context of "
                 f"{self.config.sequence_len}. Drop the oldest tokens and start a new cache."
             )
-        cos, sin = self.cos[past : past + T], self.sin[past : past + T]  # (T, K/2)
-        x = self._embed(ids, cache)  # (B, T, D)
+        e = norm(self.wte(ids))  # (B, T, D)
+        if cache is None:
+            cos, sin = self.cos[:T], self.sin[:T]  # (T, K/2)
+            before = gs.zeros_like(e[:, :1])
+        else:
+            cache.begin(T)
+            cos = self.cos.index_select(0, cache.positions)
+            sin = self.sin.index_select(0, cache.positions)
+            before = cache.last
+        x = e + self.smear * gs.cat([before, e[:, :-1]], dim=1)
         for block in self.blocks:
             x = block(x, cos, sin, cache)
         if cache is not None:
-            cache.length = past + T
+            count = T if valid is None else valid
+            cache.end(count, e.index_select(1, gs.tensor([count - 1])))
         return self.head(norm(x))[..., : self.config.vocab_size]
-
-    def _embed(self, ids: gs.Tensor, cache: KVCache | None) -> gs.Tensor:
-        """Normed embeddings plus the smear, a share per channel of the one before."""
-        x = norm(self.wte(ids))  # (B, T, D)
-        before = gs.zeros_like(x[:, :1]) if cache is None else cache.last
-        if cache is not None:
-            cache.last = x[:, -1:]
-        return x + self.smear * gs.cat([before, x[:, :-1]], dim=1)
 
     def loss(self, ids: gs.Tensor, targets: gs.Tensor) -> gs.Tensor:
         """Mean cross-entropy in nats over the positions whose target is not -1.
@@ -308,12 +323,21 @@ class GPT(nn.Module):
         new = ids
         for _ in range(min(max_tokens, room)):
             with gs.no_grad():  # entered anew for each token: the caller runs in between
-                logits = self(gs.tensor([new], dtype=gs.int64), cache)[0, -1]
-                token = sample_token(logits, temperature, top_k, rng)
+                token = sample_token(self._advance(new, cache), temperature, top_k, rng)
             if token in stop:
                 return
             yield token
             new = [token]
+
+
+    def _advance(self, tokens: list[int], cache: KVCache) -> gs.Tensor:
+        """(V,) scores after `tokens`; a prompt is padded, so that few lengths occur."""
+        count = len(tokens)
+        padded = -(-count // PROMPT_MULTIPLE) * PROMPT_MULTIPLE if count > 1 else 1
+        padded = min(padded, self.config.sequence_len - cache.length)
+        ids = gs.tensor([tokens + [0] * (padded - count)])
+        logits = self(ids, cache, valid=count)  # (1, padded, V)
+        return logits[0].index_select(0, gs.tensor([count - 1]))[0]
 
 
 def sample_token(logits: gs.Tensor, temperature: float, top_k: int, rng: gs.Generator) -> int:
