@@ -8,7 +8,10 @@ with C's rules. `slow` walks through all 2^32 float32 values.
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -261,3 +264,13 @@ def test_every_float32(name):
         with np.errstate(all="ignore"):
             want = reference(x.astype(np.float64))
         check(name, loop(x), want, BOUND[float32], x)
+
+
+@pytest.mark.slow
+def test_tables_are_what_the_tool_writes():
+    """tools/minimax.py derives every coefficient again (two minutes)."""
+    pytest.importorskip("mpmath")
+    root = Path(__file__).resolve().parents[2]
+    made = subprocess.run([sys.executable, str(root / "tools" / "minimax.py")], check=True,
+                          capture_output=True, text=True)
+    assert made.stdout == (root / "src/gossamer/compile/vecmath_tables.py").read_text()

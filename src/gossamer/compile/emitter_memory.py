@@ -265,7 +265,8 @@ class Memory(Arithmetic):
         """
         symbol = f"gossamer.{name}.{self.suffix}"
         if symbol not in self.builder.declares:
-            f = FunctionBuilder(f"internal {self.t} @{symbol}({self.t} %x)", "cold noinline optnone #0")
+            f = FunctionBuilder(f"internal {self.t} @{symbol}({self.t} %x)",
+                                "cold noinline optnone #0")
             one = type(self)(f, self.dtype, 0, self.flags)
             lanes = f.alloca(self.t)
             f.store(self.t, "%x", lanes)

@@ -86,12 +86,14 @@ def _leave_out(e: Memory, x: str, least: float) -> tuple[str, str]:
     return nothing, e.select(nothing, e.const(0), x)
 
 
-def exp(e: Memory, x: str) -> str:
-    """e^x; denormal results included."""
+def exp(e: Memory, x: str, low: str | None = None) -> str:
+    """e^x, or e^(x + low) with |low| below the last bit of x; denormal results included."""
     f = _format(e)
     nothing, x = _leave_out(e, x, f.least)
     x = e.minimum(x, e.const(f.largest))
     shifted, r = _reduce(e, x)
+    if low is not None:
+        r = e.add(r, low)
     p = e.add(_expm1_of_r(e, r), e.const(1))
     return e.select(nothing, e.const(0), _scale(e, p, shifted, e.lt(x, e.const(0))))
 

@@ -52,9 +52,8 @@ def _erfc_positive(e: Memory, a: str) -> str:
     p = e.mul(top, inverse)  # and corrected by its remainder, which also undoes 1 + 2a's rounding
     p = e.fma(e.sub(e.fma(e.neg(p), twice, top), p), inverse, p)
     square = e.mul(a, a)
-    low = e.fma(a, a, e.neg(square))  # exp(-(square + low)) = exp(-square) (1 - low)
-    g = exp(e, e.neg(square))
-    return e.mul(e.fma(e.neg(low), g, g), p)
+    lost = e.fma(e.neg(a), a, square)  # -a^2 = -square + lost
+    return e.mul(exp(e, e.neg(square), lost), p)
 
 
 def erfc(e: Memory, x: str) -> str:
