@@ -126,10 +126,13 @@ class _Specialization:
         out_nodes = [t._read() for t in outs]
         alive = [(t, old, t._read()) for t, old in
                  ((r(), old) for r, old in trace.written.values()) if t is not None]
-        alive = [(t, old, new) for t, old, new in alive
-                 if t._base is None and not any(t is a for a in arguments)]
-        self.argument_writes = any(id(a) in trace.written for a in arguments)
         grads = [(t, t._grad) for t in trace.set_grads.values()]
+        # Gradients that the trace made and then changed (clipping) leave as gradients.
+        made = {id(g) for _, g in grads}
+        alive = [(t, old, new) for t, old, new in alive
+                 if t._base is None and not any(t is a for a in arguments)
+                 and not (id(t) in made and old.value is None)]
+        self.argument_writes = any(id(a) in trace.written for a in arguments)
         grad_nodes = [g._read() for _, g in grads if g is not None]
         _restore(trace)
         self.guards: list[tuple[Tensor, Tensor | None, bool]] = []
