@@ -29,7 +29,7 @@ def test_example(path: Path, request: pytest.FixtureRequest) -> None:
         request.getfixturevalue("shared_data")
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "GOSSAMER_VERIFY": "0"}
     done = subprocess.run([sys.executable, "-W", "error", str(path)], env=environment, cwd=ROOT,
-                          capture_output=True, text=True, timeout=LIMIT.get(path.stem, 60) + 60,
+                          capture_output=True, text=True, timeout=LIMIT.get(path.stem, 60),
                           check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
