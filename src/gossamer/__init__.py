@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from gossamer import (
     autograd as autograd,
     data as data,
+    func as func,
     functional as functional,
     linalg as linalg,
     nn as nn,

@@ -27,6 +27,7 @@ from gossamer import (
     reductions as reductions,
     scanning as scanning,
     sorting as sorting,
+    transforms as transforms,
     views as views,
 )
 from gossamer.dispatch import PUBLIC
