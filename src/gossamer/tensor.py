@@ -108,7 +108,7 @@ def _with_history(value: Node, history: Node) -> Node:
     """`value` in place of `history`: new data, the derivative of the old."""
     made = CUSTOM(value, history, rule=_pass_through)
     made.grad = True
-    made.value = value.value
+    made.value = value.value if MODES.tracing is None else None
     return made
 
 
@@ -128,10 +128,13 @@ def _mark_meta(node: Node) -> None:
 
 
 def twin(node: Node) -> Node:
-    """Another node with the same value and derivative, for a second tensor to show."""
+    """Another node with the same value and derivative, for a second tensor to show.
+
+    A trace must still see whose value it is: there the node has none of its own.
+    """
     made = Node(RESHAPE, (node,), {"shape": node.shape}, node.shape, node.dtype,
                 node.grad and STATE.grad_enabled)
-    made.value = node.value
+    made.value = node.value if MODES.tracing is None else None
     return made
 
 

@@ -23,6 +23,7 @@ from gossamer.dispatch import PUBLIC
 from gossamer.ir.node import STATE, Node, toposort, type_text
 from gossamer.ir.op import INPUT
 from gossamer.modes import enable_grad
+from gossamer.modes import MODES
 from gossamer.tensor import LEAF, RESHAPE, Tensor, twin, wrap
 
 __all__ = ["checkpoint", "grad", "grad_and_value", "hessian", "jacfwd", "jacrev", "jvp",
@@ -72,7 +73,7 @@ def unflatten(spec: Any, values: Sequence[Any]) -> Any:
 def _mark(node: Node) -> Node:
     """An identity node that counts as an input of differentiation."""
     made = Node(RESHAPE, (node,), {"shape": node.shape}, node.shape, node.dtype, True)
-    made.value = node.value
+    made.value = node.value if MODES.tracing is None else None
     return made
 
 
