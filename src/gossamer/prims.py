@@ -57,6 +57,12 @@ def const(value: Any, like: Node) -> Node:
     return CONSTANT(value=scalar_value(value, like.dtype), shape=like.shape, dtype=like.dtype)
 
 
+def _is_literal(x: Node) -> bool:
+    """A constant that no tensor shows: a tensor may be written later, a compiled function must
+    then read its value instead of the constant that it began as."""
+    return x.op is CONSTANT and x.owner is None
+
+
 def iota(axis: int, shape: Shape, dtype: DType = int64) -> Node:
     """The index along `axis` at every element."""
     return IOTA(axis=axis, shape=shape, dtype=dtype)
@@ -70,7 +76,7 @@ def reshape(x: Node, shape: Sequence[int]) -> Node:
     shape = tuple(shape)
     if x.shape == shape:
         return x
-    if x.op is CONSTANT:
+    if _is_literal(x):
         return CONSTANT(value=x.attrs["value"], shape=shape, dtype=x.dtype)
     return RESHAPE(x, shape=shape)
 
@@ -102,7 +108,7 @@ def expand(x: Node, shape: Shape) -> Node:
     """`x` broadcast by NumPy's rules."""
     if x.shape == shape:
         return x
-    if x.op is CONSTANT:
+    if _is_literal(x):
         return CONSTANT(value=x.attrs["value"], shape=shape, dtype=x.dtype)
     axes = new_axes(x.shape, shape)
     gone = set(axes)
@@ -113,7 +119,7 @@ def expand(x: Node, shape: Shape) -> Node:
 def cast(x: Node, dtype: DType) -> Node:
     if x.dtype is dtype:
         return x
-    if x.op is CONSTANT:
+    if _is_literal(x):
         value = x.attrs["value"]
         if not (isinstance(value, float) and not math.isfinite(value)) or dtype.kind == "f":
             return CONSTANT(value=scalar_value(value, dtype), shape=x.shape, dtype=dtype)
