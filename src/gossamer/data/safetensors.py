@@ -3,8 +3,7 @@
 A file is 8 bytes (length N of the header, little endian), N bytes of JSON and the tensors' bytes.
 The header maps a name to dtype, shape and [begin, end) in the last part; `__metadata__` maps
 strings to strings. Every bound is checked before any byte is used, so a damaged or hostile file is
-an error
-that says what is wrong. Source: huggingface/safetensors, "Format".
+an error that says what is wrong. Source: huggingface/safetensors, "Format".
 """
 
 from __future__ import annotations

@@ -33,8 +33,12 @@ def _set(group: Group, name: str, value: float) -> None:
         group[name] = value
 
 
-def _get(group: Group, name: str = "lr") -> float:
-    return float(group[name])
+def _each(name: str, value: Any, count: int) -> list[float]:
+    """One number per group."""
+    values = list(value) if isinstance(value, (list, tuple)) else [value] * count
+    if len(values) != count:
+        raise ValueError(f"{name}: expected {count} values, one per group, got {len(values)}.")
+    return values
 
 
 class LRScheduler:
@@ -52,7 +56,7 @@ class LRScheduler:
         self.optimizer = optimizer
         for i, group in enumerate(optimizer.param_groups):
             if last_epoch == -1:
-                group.setdefault("initial_lr", _get(group))
+                group.setdefault("initial_lr", float(group["lr"]))
             elif "initial_lr" not in group:
                 raise KeyError(f"param 'initial_lr' is not specified in param_groups[{i}] when "
                                "resuming a scheduler with last_epoch >= 0. Load the optimizer's "
@@ -82,7 +86,7 @@ class LRScheduler:
         return self._last_lr
 
     def _rates(self) -> list[float]:
-        return [_get(group) for group in self.optimizer.param_groups]
+        return [float(group["lr"]) for group in self.optimizer.param_groups]
 
     def step(self, epoch: int | None = None) -> None:
         """Set the rates of the next step, or of step `epoch`."""
@@ -124,23 +128,8 @@ class _Lambdas(LRScheduler):
         super().__init__(optimizer, last_epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the optimizer and plain functions (objects keep their attributes)."""
-        state = {k: v for k, v in super().state_dict().items() if k != "lr_lambdas"}
-        state["lr_lambdas"] = [None if callable(f) and not hasattr(f, "__dict__") or _plain(f)
-                               else dict(f.__dict__) for f in self.lr_lambdas]
-        return state
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
-        state = dict(state_dict)
-        for f, saved in zip(self.lr_lambdas, state.pop("lr_lambdas", ()), strict=False):
-            if saved is not None:
-                f.__dict__.update(saved)
-        self.__dict__.update(state)
-
-
-def _plain(f: Any) -> bool:
-    return type(f).__name__ in ("function", "builtin_function_or_method", "method")
+        """Everything but the optimizer and the functions."""
+        return {k: v for k, v in super().state_dict().items() if k != "lr_lambdas"}
 
 
 class LambdaLR(_Lambdas):
@@ -309,12 +298,9 @@ class CosineAnnealingWarmRestarts(LRScheduler):
 
     def __init__(self, optimizer: Optimizer, T_0: int, T_mult: int = 1, eta_min: float = 0.0,
                  last_epoch: int = -1) -> None:
-        if T_0 <= 0 or not isinstance(T_0, int):
-            raise ValueError(f"CosineAnnealingWarmRestarts: expected positive integer T_0, but "
-                             f"got {T_0}.")
-        if T_mult < 1 or not isinstance(T_mult, int):
-            raise ValueError(f"CosineAnnealingWarmRestarts: expected integer T_mult >= 1, but "
-                             f"got {T_mult}.")
+        if not isinstance(T_0, int) or not isinstance(T_mult, int) or T_0 <= 0 or T_mult < 1:
+            raise ValueError("CosineAnnealingWarmRestarts: expected positive integers, but got "
+                             f"T_0={T_0}, T_mult={T_mult}.")
         self.T_0, self.T_i, self.T_mult, self.eta_min = T_0, T_0, T_mult, eta_min
         self.T_cur: float = last_epoch
         super().__init__(optimizer, last_epoch)
@@ -382,7 +368,7 @@ class OneCycleLR(LRScheduler):
         self.total_steps, self.anneal_strategy = total_steps, anneal_strategy
         self._phases = self._plan(total_steps, pct_start, three_phase)
         count = len(optimizer.param_groups)
-        highest, low_m, high_m = (self._each(v, count) for v in
+        highest, low_m, high_m = (_each("OneCycleLR", v, count) for v in
                                   (max_lr, base_momentum, max_momentum))
         self.cycle_momentum = cycle_momentum
         for i, group in enumerate(optimizer.param_groups):
@@ -397,14 +383,6 @@ class OneCycleLR(LRScheduler):
                 group["base_momentum"], group["max_momentum"] = low_m[i], high_m[i]
                 self._set_momentum(group, high_m[i])
         super().__init__(optimizer, last_epoch)
-
-    @staticmethod
-    def _each(value: Any, count: int) -> list[float]:
-        values = list(value) if isinstance(value, (list, tuple)) else [value] * count
-        if len(values) != count:
-            raise ValueError(f"OneCycleLR: expected {count} values, one per group, got "
-                             f"{len(values)}.")
-        return values
 
     @staticmethod
     def _plan(total: int, share: float, three: bool) -> list[tuple[float, str, str, str, str]]:
@@ -536,10 +514,7 @@ class ReduceLROnPlateau(LRScheduler):
         self.optimizer, self.mode, self.factor, self.patience = optimizer, mode, factor, patience
         self.threshold, self.threshold_mode, self.eps = threshold, threshold_mode, eps
         count = len(optimizer.param_groups)
-        self.min_lrs = list(min_lr) if isinstance(min_lr, (list, tuple)) else [min_lr] * count
-        if len(self.min_lrs) != count:
-            raise ValueError(f"ReduceLROnPlateau: expected {count} min_lrs, got "
-                             f"{len(self.min_lrs)}.")
+        self.min_lrs = _each("ReduceLROnPlateau", min_lr, count)
         self.cooldown = cooldown
         self.last_epoch = 0
         self._last_lr = self._rates()
@@ -577,7 +552,7 @@ class ReduceLROnPlateau(LRScheduler):
 
     def _reduce(self) -> None:
         for group, floor in zip(self.optimizer.param_groups, self.min_lrs, strict=True):
-            old = _get(group)
+            old = float(group["lr"])
             new = max(old * self.factor, floor)
             if old - new > self.eps:
                 _set(group, "lr", new)
