@@ -73,12 +73,12 @@ def rate(step: int) -> float:
 
 def generate(model: GPT, first: int, count: int) -> list[int]:
     """`count` tokens sampled one by one, each from the last T of them."""
-    tokens = gs.tensor([[first]])
+    tokens = [first]
     with gs.no_grad():
         for _ in range(count):
-            logits = model(tokens[:, -T:])[0, -1]
-            tokens = gs.cat([tokens, gs.multinomial(F.softmax(logits, dim=-1), 1).view(1, 1)], 1)
-    return tokens[0].tolist()
+            logits = model(gs.tensor([tokens[-T:]]))[0, -1]
+            tokens.append(int(gs.multinomial(F.softmax(logits, dim=-1), 1).item()))
+    return tokens
 
 
 def main() -> float:

@@ -21,7 +21,7 @@ from tests.opdb.check import Outcome, check_name
 from tests.opdb.database import load
 
 PASSING = Path(__file__).with_name("passing.txt")
-LIMIT = 120.0  # seconds for one name
+LIMIT = 600.0  # seconds for one name, on a machine that does other things too
 
 
 def passing_names() -> list[str]:
