@@ -22,8 +22,7 @@ from gossamer.core.errors import DTypeError, GradientError, ShapeError
 from gossamer.dispatch import PUBLIC
 from gossamer.ir.node import STATE, Node, toposort, type_text
 from gossamer.ir.op import INPUT
-from gossamer.modes import enable_grad
-from gossamer.modes import MODES
+from gossamer.modes import MODES, enable_grad
 from gossamer.tensor import LEAF, RESHAPE, Tensor, twin, wrap
 
 __all__ = ["checkpoint", "grad", "grad_and_value", "hessian", "jacfwd", "jacrev", "jvp",
