@@ -12,6 +12,7 @@ import functools
 import sys
 import time
 from collections.abc import Callable, Sequence
+from types import FunctionType, ModuleType
 from typing import Any
 from weakref import ref
 
@@ -34,6 +35,7 @@ from gossamer.tracing import Trace
 
 __all__ = ["CompiledFunction", "compile"]
 
+_SEARCHED = 10_000  # entries of a container that is searched for tensors
 _MAX_TRACES = 32  # of one function; beyond that something in its signature changes on every call
 
 
@@ -189,7 +191,7 @@ class _Specialization:
                                      "call left behind. Return it from that call instead.")
                 get = trace.scalars.get(id(node))
                 self.sources.append(_Scalar(get, node.dtype) if get is not None else number)
-            elif owner is not None and (owner._node is node or owner._read() is node):
+            elif owner is not None and owner._read().value is node.value:
                 self.sources.append(_State(owner, node))
             else:
                 self.sources.append(node.value)
@@ -224,6 +226,7 @@ class _Specialization:
         inputs: list[Data] = []
         reuse: dict[int, Any] = {}
         kept: set[int] = set()
+        data = None
         for source in self.sources:
             if source.__class__ is _State:
                 node = source.tensor._read()
@@ -363,14 +366,15 @@ def _settle_reachable(function: Any, tensors: Sequence[Tensor]) -> None:
         seen.add(id(x))
         if isinstance(x, Tensor):
             found.append(x)
-        elif isinstance(x, (list, tuple)):
-            stack.extend(x)
-        elif isinstance(x, dict):
-            stack.extend(x.values())
+        elif isinstance(x, (list, tuple, dict)):
+            if len(x) <= _SEARCHED:  # parameters, states, modules; not somebody's data set
+                stack.extend(x.values() if isinstance(x, dict) else x)
         elif hasattr(x, "param_groups"):
             stack.extend([x.param_groups, x.state])
         elif callable(getattr(x, "parameters", None)) and callable(getattr(x, "buffers", None)):
             stack.extend([list(x.parameters()), list(x.buffers())])
+        elif not isinstance(x, (ModuleType, FunctionType)):  # a trainer that holds model and rest
+            stack.extend(getattr(x, "__dict__", {}).values())
     for t in found:
         _adopt(t)
     realize([t._read() for t in found if not t.is_meta])
