@@ -172,6 +172,7 @@ class Prefetcher:
         item = self._queue.get()
         if isinstance(item, BaseException):
             raise item
+        batch: Batch
         batch, self._state = item
         return batch
 

@@ -56,7 +56,8 @@ class Tokenizer:
     """
 
     def __init__(self, backend: Backend) -> None:
-        missing = [s for s in SPECIALS if backend.token_to_id(s) is None]
+        special = {s: i for s in SPECIALS if (i := backend.token_to_id(s)) is not None}
+        missing = [s for s in SPECIALS if s not in special]
         if missing:
             raise CheckpointError(
                 f"Tokenizer: the vocabulary lacks {', '.join(missing)}; a chat model needs all "
@@ -64,7 +65,6 @@ class Tokenizer:
             )
         backend.encode_special_tokens = True  # text never becomes a special token
         self._backend = backend
-        special: dict[str, int] = {s: backend.token_to_id(s) for s in SPECIALS}
         self.bos = special["<|bos|>"]
         self.user_start, self.user_end = special["<|user_start|>"], special["<|user_end|>"]
         self.assistant_start = special["<|assistant_start|>"]

@@ -36,6 +36,7 @@ __all__ = ["History", "Interrupted", "Trainer", "TrainingDiverged", "TrainSettin
 
 _SMOOTHING = 0.9  # of the loss shown
 _RATE_STEPS = 20  # steps over which tokens/s are measured
+_QUIZ_SHARE = 0.02  # most of the budget that quizzes may take
 _QUIZ_QUESTIONS = 24  # a task; standard error 10 %, enough to weigh the tasks
 
 
@@ -96,7 +97,7 @@ class History:
 
     Args:
         steps: [step, seconds, loss] per step.
-        quizzes: [step, seconds, mean accuracy, {task: accuracy}] per quiz.
+        quizzes: [step, seconds, mean accuracy, {task: accuracy}, its duration] per quiz.
         tokens: tokens trained on.
         split: examples longer than a row, cut in pieces.
         padding: positions that held no example.
@@ -248,13 +249,17 @@ class Trainer:
         return packer
 
     def _quiz_due(self, progress: float) -> bool:
-        """Quizzes stand at equal distances; the first when a share of the budget has passed."""
-        count = self.settings.quizzes
-        return bool(count) and int(progress * (count + 1)) > len(self.history.quizzes)
+        """Quizzes stand at equal distances, further apart where they would cost over 2 %."""
+        count, last, took = self.settings.quizzes, 0.0, 0.0  # in shares of the budget
+        if self.history.quizzes:
+            last = self.history.quizzes[-1][1] / self.settings.seconds
+            took = self.history.quizzes[-1][4] / self.settings.seconds
+        due = int(progress * (count + 1)) > int(last * (count + 1))
+        return bool(count) and due and progress - last >= took / _QUIZ_SHARE
 
     def _quiz(self, watch: Stopwatch) -> None:
         """Ask questions of the training side; weigh the tasks by the errors."""
-        number = len(self.history.quizzes)
+        number, began = len(self.history.quizzes), watch.seconds()
         questions = question_set(
             self.curriculum.tasks, _QUIZ_QUESTIONS, seed=1000 + number, held_out=False
         )
@@ -264,7 +269,8 @@ class Trainer:
         self.curriculum.learn_from(scores)
         by_task = {s.task: round(s.accuracy, 3) for s in scores}
         mean = mean_score(scores)[0]
-        self.history.quizzes.append([self.step, round(watch.seconds(), 3), mean, by_task])
+        now = watch.seconds()
+        self.history.quizzes.append([self.step, now, mean, by_task, now - began])
         self.display.note(f"quiz at step {self.step}: {mean:.0%} right ("
                           + ", ".join(f"{k} {v:.0%}" for k, v in by_task.items()) + ")")
 
