@@ -1,0 +1,1 @@
+"""Measurements against PyTorch; each module runs alone, `python -m benchmarks` runs all."""
