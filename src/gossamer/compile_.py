@@ -1,9 +1,10 @@
-"""`gs.compile`: a whole function, backward pass and optimizer included, as one native call. Layer 4.
+"""`gs.compile`: a whole function, with backward pass and optimizer, as one native call. Layer 4.
 
-The one idea: trace once per signature (shapes, dtypes, Python constants), then call the program. What
-the trace found in closures (parameters, optimizer state, generators, running statistics) becomes
-inputs and outputs of the program; state that is replaced is updated in place where nobody else looks
-at it. Learning rates are runtime scalars. A retrace is visible with `verbose=True`, and bounded.
+The one idea: trace once per signature (shapes, dtypes, Python constants), then call the program.
+What the trace found in closures (parameters, optimizer state, generators, running statistics)
+becomes inputs and outputs of the program; state that is replaced is updated in place where nobody
+else looks at it. Learning rates are runtime scalars. A retrace is visible with `verbose=True`, and
+bounded.
 """
 
 from __future__ import annotations
@@ -332,9 +333,10 @@ class CompiledFunction:
     def _new(self, spec: Any, tensors: list[Tensor]) -> _Specialization:
         if self.traced >= _MAX_TRACES:
             raise TraceError(
-                f"compile({self.name}): {self.traced} traces of one function; its signature changes "
-                "on every call (a Python number that counts, a new shape each time). Pass numbers "
-                "that change as tensors, pad to a few shapes, or call the function uncompiled.")
+                f"compile({self.name}): {self.traced} traces of one function; its signature "
+                "changes on every call (a Python number that counts, a new shape each time). Pass "
+                "numbers that change as tensors, pad to a few shapes, or call the function "
+                "uncompiled.")
         _settle_reachable(self.function, tensors)
         self.traced += 1
         return _Specialization(self, spec, tensors)

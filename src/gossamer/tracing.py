@@ -1,8 +1,8 @@
 """What happens while a function is traced for `compile`. Layer 4.
 
-The one idea: a trace watches instead of running. Arguments are nodes without a value; every write to
-a tensor and every gradient that is set is reported here, so that afterwards the function is known
-completely: what it reads, what it returns, and which tensors it leaves changed.
+The one idea: a trace watches instead of running. Arguments are nodes without a value; every write
+to a tensor and every gradient that is set is reported here, so that afterwards the function is
+known completely: what it reads, what it returns, and which tensors it leaves changed.
 """
 
 from __future__ import annotations

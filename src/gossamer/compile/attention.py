@@ -1,8 +1,9 @@
 """Attention in the graph as calls of the tiled kernels. Layer 2.
 
-The one idea: the kernels of `flash.py` read queries, keys and values through strides, so projections
-that were split into heads and transposed are never copied. What the kernels do not cover (masks, key
-caches with a position, 16-bit floats) stays the composite's body: products and a row kernel.
+The one idea: the kernels of `flash.py` read queries, keys and values through strides, so
+projections that were split into heads and transposed are never copied. What the kernels do not
+cover (masks, key caches with a position, 16-bit floats) stays the composite's body: products and a
+row kernel.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ class FunctionBuilder:
     """Writes one LLVM function.
 
     Args:
-        signature: everything between `define` and the attributes, e.g. `void @k(ptr %args, i64 %lo)`.
+        signature: everything between `define` and the attributes: `void @k(ptr %args, i64 %lo)`.
         attributes: function attributes; `#0` (nounwind, CPU features) is added by the JIT.
 
     Declarations and constants that the function needs are collected in `declares`, a dict from

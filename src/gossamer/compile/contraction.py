@@ -17,8 +17,7 @@ from gossamer.compile.llvm import module_text, named
 from gossamer.compile.llvm_values import Lane, Scope, ValueWriter
 from gossamer.compile.lower import Lowering, ravel, unravel
 from gossamer.compile.schedule import Cluster
-from gossamer.core.dtype import DType, float64, int64
-from gossamer.core.dtype import float32 as f32
+from gossamer.core.dtype import DType, float32 as f32, float64, int64
 from gossamer.ir.index import Index, Var, const, var
 from gossamer.ir.loop import Axis, Kernel, Pass, Store, show
 from gossamer.ir.node import Node

@@ -1,10 +1,10 @@
 """Attention by tiles: scores never leave the cache. Layer 2.
 
 The one idea: queries are vector lanes. For a chunk of 64 queries the transposed scores S^T (keys in
-rows, queries in columns) are small products of K with Q^T, and softmax over keys is elementwise work
-on whole vectors: a running maximum and sum per lane. K and V are read where they are, one element
-broadcast at a time, so nothing but the chunk's own queries is ever packed. Causal attention skips the
-key blocks that no query of the chunk sees.
+rows, queries in columns) are small products of K with Q^T, and softmax over keys is elementwise
+work on whole vectors: a running maximum and sum per lane. K and V are read where they are, one
+element broadcast at a time, so nothing but the chunk's own queries is ever packed. Causal attention
+skips the key blocks that no query of the chunk sees.
 
 Every product here, forward and backward, is one shape: C[r, lanes] += A[r, p] B[p, lanes].
 
@@ -13,9 +13,8 @@ Sources: Dao et al., "FlashAttention" (2022) and "FlashAttention-2" (2023).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from collections.abc import Iterator
 
 from gossamer.compile.builder import FunctionBuilder
 from gossamer.compile.calls import KernelSource

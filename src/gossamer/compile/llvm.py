@@ -1,8 +1,8 @@
 """Loops to LLVM: one kernel function with explicit vectors. Layer 2.
 
 The one idea: of all axes one becomes vector lanes, the one along which the accesses are contiguous.
-If it is a reduced axis, rows are worked off one by one (softmax, layer norm: "row mode"); if it is a
-kept axis, neighbouring rows are worked off side by side (column sums: "column mode"). Each vector
+If it is a reduced axis, rows are worked off one by one (softmax, layer norm: "row mode"); if it is
+a kept axis, neighbouring rows are worked off side by side (column sums: "column mode"). Each vector
 loop is written twice: unrolled for whole vectors, then masked for what is left.
 """
 
@@ -105,7 +105,8 @@ class _KernelWriter:
         self.width = vector_bytes // (8 if any(v.dtype.itemsize == 8 and v.dtype.kind == "f"
                                                for v in values) else 4)
         self.operations = sum(v.data[0].cost if v.kind == "op" else 1.0 for v in values)
-        self.builder = FunctionBuilder("void @kernel(ptr noalias %args, i64 %lo, i64 %hi, i64 %tid)")
+        self.builder = FunctionBuilder(
+            "void @kernel(ptr noalias %args, i64 %lo, i64 %hi, i64 %tid)")
         self.values = ValueWriter(self.builder, self.width, self.vector, specialize)
         self.specialize = specialize
         self.lane_axis = next((a for a in [*kernel.kept, *kernel.reduced]
@@ -319,7 +320,7 @@ class _KernelWriter:
         """One point of the reduced axes, for all lanes."""
         b = self.builder
         for r in p.reduces:
-            for k, lane in enumerate(lanes or [None]):  # type: ignore[list-item]
+            for k, lane in enumerate(lanes or [None]):
                 slot = slots[r.number][min(k, len(slots[r.number]) - 1)]
                 wide = lane is not None and self._slot_is_vector(r, lane)
                 e = self.values.emitter(r.value.dtype, self.width if wide else 0)
@@ -358,7 +359,7 @@ class _KernelWriter:
                     total = combine(e, r.combine, total, b.load(e.t, slot))
                 self.values.accumulators[r.number, 0] = e.reduce(r.combine, total)
                 continue
-            for k, lane in enumerate(lanes or [None]):  # type: ignore[list-item]
+            for k, lane in enumerate(lanes or [None]):
                 wide = lane is not None and self._slot_is_vector(r, lane)
                 e = self.values.emitter(r.value.dtype, self.width if wide else 0)
                 value = b.load(e.t, slots[r.number][k])
@@ -379,5 +380,5 @@ def identity(name: str, dtype: DType) -> float | int:
         return float("-inf") if name == "max" else float("inf")
     bits = dtype.itemsize * 8
     if dtype.kind == "u":
-        return 0 if name == "max" else 2**bits - 1
-    return -(2 ** (bits - 1)) if name == "max" else 2 ** (bits - 1) - 1
+        return 0 if name == "max" else (1 << bits) - 1
+    return -(1 << bits - 1) if name == "max" else (1 << bits - 1) - 1

@@ -14,7 +14,7 @@ from gossamer.compile.calls import BufferRef, FloatWord, Param, Word
 from gossamer.compile.emitter import Emitter
 from gossamer.core.dtype import DType, bool_, float32, float64, int64
 from gossamer.core.errors import CompileError
-from gossamer.ir.index import Condition, Index, Quotient, Read, Remainder, Var
+from gossamer.ir.index import Condition, Index, Quotient, Read, Var
 from gossamer.ir.loop import Kernel, Reduce, Store, Val
 
 __all__ = ["Lane", "Scope", "ValueWriter"]
@@ -257,7 +257,7 @@ class ValueWriter:
         return text
 
     def _clamp(self, text: str, atom: Read, width: int) -> str:
-        """Negative indices count from the end; what is still outside is clamped (reported later)."""
+        """Negative indices count from the end; what is still outside is clamped, reported later."""
         e = self.emitter(int64, width)
         text = self.emitter(atom.source.dtype, width).cast(text, int64)
         extent = e.splat(self.size(atom.extent))

@@ -1,9 +1,9 @@
 """Graph to loops: what one kernel computes, element by element. Layer 2.
 
 The one idea: a kernel's outputs are asked for at a symbolic index, and the question travels through
-the graph. A movement operator changes the index; an elementwise operator asks its inputs at the same
-index; a node that is in memory answers with a load; a reduction of this kernel answers with its
-accumulator. So views cost nothing, and fusion is simply not storing.
+the graph. A movement operator changes the index; an elementwise operator asks its inputs at the
+same index; a node that is in memory answers with a load; a reduction of this kernel answers with
+its accumulator. So views cost nothing, and fusion is simply not storing.
 
 Loops start flat, one variable for all kept and one for all reduced elements; they are split only
 where an access cannot be written without a quotient (a transposed or broadcast operand).
@@ -34,12 +34,12 @@ from gossamer.ir.op import TABLE
 
 __all__ = ["Lowering", "Misfit", "Nest", "Space", "lower_loops", "ravel", "unravel"]
 
-Space = tuple[tuple[int, bool], ...]  # (extent, reduced?) of each axis, neighbours of one kind merged
+Space = tuple[tuple[int, bool], ...]  # (extent, reduced?) per axis, neighbours of one kind merged
 COMBINE = {"reduce_sum": "add", "reduce_prod": "mul", "reduce_max": "max", "reduce_min": "min"}
 
 
 class Misfit(CompileError):
-    """A cluster's node is asked at an index that this kernel does not compute: split the cluster."""
+    """A cluster's node is asked at an index this kernel does not compute: split the cluster."""
 
 
 @dataclass

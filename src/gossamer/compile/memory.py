@@ -1,8 +1,9 @@
 """Where intermediate results live: offsets in one arena. Layer 2.
 
 The one idea: a buffer lives from the call that first writes it to the last that reads it; buffers
-that never live at the same time share memory. First fit over the free gaps, biggest gap reuse first,
-in the order of the calls: linear in calls, and within a few percent of the peak of live bytes.
+that never live at the same time share memory. First fit over the free gaps, biggest gap reuse
+first, in the order of the calls: linear in calls, and within a few percent of the peak of live
+bytes.
 """
 
 from __future__ import annotations

@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from gossamer.compile.attention import has_kernel
 from gossamer.compile.calls import Call
 from gossamer.compile.contraction import contraction_calls
 from gossamer.compile.expand import expand
 from gossamer.compile.gemm import Target
 from gossamer.compile.lower import Nest, lower_loops
 from gossamer.compile.memory import Arena, plan_arena
-from gossamer.compile.attention import has_kernel
 from gossamer.compile.prepare import copy, index_checks, prepare
 from gossamer.compile.schedule import Cluster, schedule
 from gossamer.compile.simplify import simplify
@@ -81,10 +81,10 @@ def compile_graph(roots: Sequence[Node], inputs: Sequence[Node], target: Target,
     owners: list[Cluster] = []
     kernels: list[Kernel | None] = []
     for cluster in plan.clusters:
-        made, loops = _cluster_calls(cluster, buffers, target, specialize)
-        calls += made
-        owners += [cluster] * len(made)
-        kernels += [loops] * len(made)
+        new, loops = _cluster_calls(cluster, buffers, target, specialize)
+        calls += new
+        owners += [cluster] * len(new)
+        kernels += [loops] * len(new)
     numbers = [buffers[id(r)] for r in wanted]
     outputs = numbers[:len(graph)]
     kept = set(numbers)
@@ -101,8 +101,8 @@ def _out_of_range(node: Node) -> str:
     file, line = user_line(node)
     table = node.inputs[0]
     return (f"{node.op.name}: an index into {type_text(table)} is out of range; it must be in "
-            f"[-{table.shape[0]}, {table.shape[0]}). Made at {file}:{line}. Check the indices (token "
-            "ids, labels) against the size of the table.")
+            f"[-{table.shape[0]}, {table.shape[0]}). Made at {file}:{line}. Check the indices "
+            "(token ids, labels) against the size of the table.")
 
 
 def _in_memory(root: Node) -> Node:
@@ -133,8 +133,8 @@ def _cluster_calls(cluster: Cluster, buffers: dict[int, int], target: Target,
 def _may_share(compiled: Compiled, root: int, number: int) -> bool:
     """Whether root number `root` may be written over input `number`, which it replaces.
 
-    So if one elementwise kernel (or a product's epilogue) writes it, reads the input at no other element than the one it
-    writes, and nothing later reads the input.
+    So if one elementwise kernel (or a product's epilogue) writes it, reads the input at no other
+    element than the one it writes, and nothing later reads the input.
     """
     buffer = compiled.outputs[root]
     if buffer < compiled.inputs or compiled.outputs.count(buffer) > 1:

@@ -1,10 +1,10 @@
 """Who shares a kernel: from a graph of primitives to clusters, each with its reason. Layer 2.
 
 The one idea: one walk in topological order. An elementwise node joins the cluster of an input
-when it lives on the same points (the same linear index, seen through reshapes and through broadcasts
-of per-row values) and when joining makes no cycle between clusters; a reduction joins the cluster
-that computes its operand if the rows agree; a contraction opens a cluster of its own and later
-elementwise nodes become its epilogue. Movement operators belong to nobody: they are index
+when it lives on the same points (the same linear index, seen through reshapes and through
+broadcasts of per-row values) and when joining makes no cycle between clusters; a reduction joins
+the cluster that computes its operand if the rows agree; a contraction opens a cluster of its own
+and later elementwise nodes become its epilogue. Movement operators belong to nobody: they are index
 arithmetic. What is used elsewhere is stored, unless computing it again is cheaper.
 """
 

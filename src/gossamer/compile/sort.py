@@ -1,8 +1,9 @@
 """Sorting along an axis: a stable merge sort of (key, position) pairs. Layer 2.
 
-The one idea: every dtype becomes a 64-bit integer key with the same order (for floats, the bits with
-the negative ones mirrored; NaN is the largest), so that one merge sort serves all; a descending
-sort complements the keys, which keeps it stable. Rows are sorted side by side by the workers.
+The one idea: every dtype becomes a 64-bit integer key with the same order (for floats, the bits
+with the negative ones mirrored; NaN is the largest), so that one merge sort serves all; a
+descending sort complements the keys, which keeps it stable. Rows are sorted side by side by the
+workers.
 
 Source of the float key: Herf, "Radix Tricks" (2001); bottom-up merge: Knuth, TAOCP 3, 5.2.4.
 """
@@ -39,9 +40,9 @@ def argsort_calls(node: Node, buffer: int, out: int) -> list[Call]:
 def _source(dtype: DType, descending: bool) -> KernelSource:
     b = FunctionBuilder("void @kernel(ptr noalias %args, i64 %lo, i64 %hi, i64 %tid)")
     words = {}
-    for i, name in enumerate(_WORDS):
+    for number, name in enumerate(_WORDS):
         kind = "ptr" if name in ("x", "out", "scratch") else "i64"
-        words[name] = b.load(kind, b.gep("%args", str(8 * i)), 8)
+        words[name] = b.load(kind, b.gep("%args", str(8 * number)), 8)
     n, inner = words["n"], words["inner"]
     area = b.gep(words["scratch"], b.mul("%tid", words["area"]))
     size = b.mul(n, "8")

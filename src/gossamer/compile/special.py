@@ -1,8 +1,8 @@
 """Operators with a kernel of their own: scans, scatters, sorts, attention. Layer 2.
 
 The one idea: order matters in them, so the axis along which it matters stays a serial loop, and the
-lanes and workers take what is independent: other rows of a scan, other columns of a scatter. Results
-are therefore the same for any number of threads, and nothing needs atomic instructions.
+lanes and workers take what is independent: other rows of a scan, other columns of a scatter.
+Results are therefore the same for any number of threads, and nothing needs atomic instructions.
 """
 
 from __future__ import annotations

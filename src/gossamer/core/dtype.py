@@ -82,7 +82,8 @@ uint8 = _row("uint8", "u", 1, "i8", 2, "U8", 1)
 bool_ = _row("bool", "b", 1, "i8", 9, "BOOL", 0)
 
 DTYPES: dict[str, DType] = {
-    d.name: d for d in (float64, float32, float16, bfloat16, int64, int32, int16, int8, uint8, bool_)
+    d.name: d
+    for d in (float64, float32, float16, bfloat16, int64, int32, int16, int8, uint8, bool_)
 }
 _ALIASES: dict[object, DType] = {
     "double": float64, "float": float32, "half": float16, "long": int64, "int": int32,
@@ -179,4 +180,5 @@ def round_to_bfloat16(x: np.ndarray) -> np.ndarray:
     bits = x32.view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))
     rounded &= np.uint32(0xFFFF0000)
-    return np.where(np.isnan(x32), np.float32(np.nan), rounded.view(np.float32)).reshape(np.shape(x))
+    kept = np.where(np.isnan(x32), np.float32(np.nan), rounded.view(np.float32))
+    return kept.reshape(np.shape(x))

@@ -1,9 +1,9 @@
 """Symbolic index arithmetic: where an element comes from. Layer 0.
 
 An `Index` is an integer in normal form, `c + sum(k * atom)`, where an atom is a loop variable, a
-quotient or remainder of another Index, or an index read from memory. Movement operators are functions
-on tuples of these, so that views vanish into the loops that read them. Ranges of atoms are known,
-which is what simplifies `(4*i + j) // 4` with 0 <= j < 4 to `i`.
+quotient or remainder of another Index, or an index read from memory. Movement operators are
+functions on tuples of these, so that views vanish into the loops that read them. Ranges of atoms
+are known, which is what simplifies `(4*i + j) // 4` with 0 <= j < 4 to `i`.
 
 Source of the div/mod rules: Euclidean division; all divisors are positive, all quotients floor.
 """
@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any
 
-__all__ = ["Atom", "Condition", "Index", "Quotient", "Read", "Remainder", "Var", "const", "in_range",
-           "var"]
+__all__ = ["Atom", "Condition", "Index", "Quotient", "Read", "Remainder", "Var", "const",
+           "in_range", "var"]
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Read:
                 and self.index == other.index)
 
 
-Atom = Union[Var, Quotient, Remainder, Read]
+Atom = Var | Quotient | Remainder | Read
 
 
 class Index:

@@ -6,12 +6,12 @@ The grammar, all of it:
     Pass    = for each reduced axis: (Reduce | Store)*      then Store*  (once per row)
     Reduce  = accumulator[number] <- accumulator `combine` Val
     Store   = buffer[Index] <- Val       (or `+=`, for scatter-add)
-    Val     = op(Val, ...) | load buffer[Index] if Condition | constant | parameter | Index as number
-            | accumulator[number] | Condition ? Val : Val
+    Val     = op(Val, ...) | load buffer[Index] if Condition | constant | parameter
+            | Index as number | accumulator[number] | Condition ? Val : Val
 
-An elementwise kernel has one pass and no reduced axis; softmax has three passes over one reduced axis;
-a column sum has its reduced axis outside and its kept axis contiguous. Which axis becomes vector
-lanes is a choice of `compile/llvm.py`, by the strides of all accesses.
+An elementwise kernel has one pass and no reduced axis; softmax has three passes over one reduced
+axis; a column sum has its reduced axis outside and its kept axis contiguous. Which axis becomes
+vector lanes is a choice of `compile/llvm.py`, by the strides of all accesses.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def index_values(index: Index) -> Iterator[Val]:
 
 def condition_values(condition: Condition | None) -> Iterator[Val]:
     if condition is not None:
-        for index, *_ in (*condition.bounds, *condition.multiples):
+        for index in (*(b[0] for b in condition.bounds), *(m[0] for m in condition.multiples)):
             yield from index_values(index)
 
 
@@ -198,5 +198,5 @@ def _text(val: Val, names: dict[int, str], depth: int = 0) -> str:
     if val.kind == "select":
         return f"select({', '.join(inputs)})"
     if val.kind in ("const", "param", "acc"):
-        return {"const": f"{val.data}", "param": f"param{val.data}", "acc": f"acc{val.data}"}[val.kind]
+        return f"{val.data}" if val.kind == "const" else f"{val.kind}{val.data}"
     return f"{val.kind}({val.data!r})"

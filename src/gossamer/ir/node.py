@@ -1,9 +1,9 @@
 """Tensor IR: an immutable directed acyclic graph of operator applications. Layer 0.
 
 A `Node` is one application. It knows its operator record, its inputs, static attributes, its shape
-and dtype, and the user's line that made it. Nodes are never changed, with two exceptions that do not
-change what they mean: `value` (the buffer that holds the computed result, set by the runtime) and
-`expansion` (a composite operator's body, memoised).
+and dtype, and the user's line that made it. Nodes are never changed, with two exceptions that do
+not change what they mean: `value` (the buffer that holds the computed result, set by the runtime)
+and `expansion` (a composite operator's body, memoised).
 """
 
 from __future__ import annotations

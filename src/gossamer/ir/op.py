@@ -16,7 +16,8 @@ import numpy as np
 from gossamer.core.dtype import DType
 from gossamer.ir.node import STATE, Node, Shape
 
-__all__ = ["BUFFER", "CONSTANT", "INPUT", "IOTA", "PICK", "TABLE", "Op", "Sample", "constant", "define"]
+__all__ = ["BUFFER", "CONSTANT", "INPUT", "IOTA", "PICK", "TABLE", "Op", "Sample", "constant",
+           "define"]
 
 TABLE: dict[str, Op] = {}
 _NO_ATTRS: dict[str, Any] = {}
@@ -47,7 +48,8 @@ class Op:
         doc: one line: the mathematical definition.
         infer: `(op, *nodes, **attrs) -> (shape, dtype)`, raises ShapeError/DTypeError. An operator
             with several results returns a list of such pairs.
-        reference: `(*arrays, **attrs) -> array`: what "correct" means (a tuple for several results).
+        reference: `(*arrays, **attrs) -> array`: what "correct" means (a tuple for several
+            results).
         vjp: `(g, y, *inputs, **attrs) -> tuple` of one cotangent (or None) per input, written in
             operators; `g` is the cotangent of the result `y` (a tuple of nodes or None for several
             results). None: the result has no derivative, it cuts the graph (comparisons, argmax).
@@ -67,8 +69,8 @@ class Op:
         cost: relative cost per element (add = 1): whether recomputing beats storing.
         onnx: "Tanh-13": ONNX operator and opset, or None.
         aliases: further public names.
-        samples: `(rng) -> list[Sample]`; float inputs are float64; sizes 0, 1 and odd ones and edges
-            of the domain are among them.
+        samples: `(rng) -> list[Sample]`; float inputs are float64; sizes 0, 1 and odd ones and
+            edges of the domain are among them.
     """
 
     name: str

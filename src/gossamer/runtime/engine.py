@@ -1,9 +1,10 @@
 """From nodes to values: find or make the program of a graph, and run it. Layer 3.
 
-The one idea: a program depends on the structure of a graph, not on its data. The structure is written
-as a key; leaves in memory become inputs, Python numbers become runtime scalars (so that a learning
-rate that changes compiles nothing), and equal keys share one program. Outside `compile`, sizes are
-words of the kernels' arguments: a new shape makes a new program out of the same machine code.
+The one idea: a program depends on the structure of a graph, not on its data. The structure is
+written as a key; leaves in memory become inputs, Python numbers become runtime scalars (so that a
+learning rate that changes compiles nothing), and equal keys share one program. Outside `compile`,
+sizes are words of the kernels' arguments: a new shape makes a new program out of the same machine
+code.
 """
 
 from __future__ import annotations
@@ -34,6 +35,10 @@ _MAX_PROGRAMS = 1024
 
 _programs: OrderedDict[object, Program] = OrderedDict()
 _lock = threading.RLock()
+
+
+def _literal(value: Any) -> bool:
+    return isinstance(value, bool) or value in _LITERAL or value != value
 
 
 def _in_memory(node: Node) -> bool:
@@ -75,7 +80,7 @@ class Canonical:
                 continue
             elif op is CONSTANT:
                 value = node.attrs["value"]
-                if value in _LITERAL or value != value or isinstance(value, bool):
+                if _literal(value):
                     key.append(("=", repr(value), node.dtype.name, node.shape))
                 else:
                     self.params.append(_word(value, node))
@@ -112,7 +117,7 @@ class Canonical:
                     made = new[id(node.inputs[0])]
                 elif op is CONSTANT:
                     value = node.attrs["value"]
-                    if not (literal or value in _LITERAL or value != value or isinstance(value, bool)):
+                    if not (literal or _literal(value)):
                         value = Param(params)
                         params += 1
                     made = CONSTANT(value=value, shape=node.shape, dtype=node.dtype)

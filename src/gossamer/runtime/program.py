@@ -42,7 +42,8 @@ class Program:
         params: number of runtime scalars.
     """
 
-    def __init__(self, compiled: Compiled, types: Sequence[tuple[Shape, DType]], params: int = 0) -> None:
+    def __init__(self, compiled: Compiled, types: Sequence[tuple[Shape, DType]],
+                 params: int = 0) -> None:
         self.compiled = compiled
         self.types = list(types)
         self.inputs = compiled.inputs
@@ -90,7 +91,8 @@ class Program:
                 else Data(buffers[b] if b >= self.inputs else inputs[b].buffer, shape, dtype)
                 for b, (shape, dtype) in zip(compiled.outputs, self.types, strict=True)]
 
-    def profile(self, inputs: Sequence[Data], params: Sequence[int] = ()) -> list[tuple[str, float]]:
+    def profile(self, inputs: Sequence[Data],
+                params: Sequence[int] = ()) -> list[tuple[str, float]]:
         """(name, seconds) of each kernel call of one run; the results are thrown away."""
         buffers = [allocate(self.compiled.sizes[b]) for b in self.made]
         arena = allocate(self.arena_bytes)
