@@ -302,7 +302,10 @@ class Tensor:
         self._node = node
         self._version += 1
         if MetaValue.used:
-            _mark_meta(node)
+            if old.value is META:  # a tensor without values stays one, whatever is written
+                node.value, node.inputs = META, ()
+            else:
+                _mark_meta(node)
         if MODES.tracing is not None:
             MODES.tracing.wrote(self, old)
         elif self._version % _SETTLE_EVERY == 0 and node.value is None:
@@ -562,6 +565,9 @@ class Tensor:
         if not self._node.shape:
             raise DTypeError("iterating over a tensor without dimensions: use x.item().")
         return iter(self.unbind(0))
+
+    def __contains__(self, value: Any) -> bool:
+        return bool((self == value).any().item())
 
     def __hash__(self) -> int:
         return id(self)
