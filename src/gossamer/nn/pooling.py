@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gossamer.nn import functional as F
+from gossamer.nn.functional.common import ntuple
 from gossamer.nn.module import Module
 from gossamer.nn.stateless import REQUIRED, Stateless
 from gossamer.tensor import Tensor
@@ -57,6 +58,11 @@ class AvgPool1d(_Windowed):
     _arguments = {"kernel_size": REQUIRED, "stride": None, "padding": 0, "ceil_mode": False,
                   "count_include_pad": True}
     _shown = ("kernel_size", "stride", "padding")
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for name in self._shown:
+            setattr(self, name, ntuple(getattr(self, name), 1, name, "AvgPool1d"))
 
 
 class AvgPool2d(_Windowed):

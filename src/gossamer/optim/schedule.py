@@ -573,8 +573,7 @@ class WarmupStableDecay(LRScheduler):
                  decay_share: float = 0.2, final_fraction: float = 0.0, shape: str = "linear",
                  last_epoch: int = -1) -> None:
         if shape not in ("linear", "cosine", "sqrt"):
-            raise ValueError(f"WarmupStableDecay: shape={shape!r}; it is 'linear', 'cosine' or "
-                             "'sqrt'.")
+            raise ValueError(f"WarmupStableDecay: shape={shape!r} is not linear, cosine or sqrt.")
         if not 0 <= decay_share <= 1 or warmup_steps < 0 or total_steps <= 0:
             raise ValueError(f"WarmupStableDecay: total_steps={total_steps}, "
                              f"warmup_steps={warmup_steps}, decay_share={decay_share}; counts must "

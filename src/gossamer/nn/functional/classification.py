@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import gossamer.functional as gf
-from gossamer.core.dtype import int64, uint8
+from gossamer.core.dtype import float64, int64, uint8
 from gossamer.core.errors import DTypeError, ShapeError
 from gossamer.nn.functional.common import (
     checked_index,
@@ -250,10 +250,11 @@ def ctc_loss(log_probs: Tensor, targets: Tensor, input_lengths: Any, target_leng
     if single:
         log_probs = log_probs.unsqueeze(1)
     frames = _lengths(input_lengths)
+    dtype, log_probs = log_probs.dtype, log_probs.to(float64)  # hundreds of sums of exponentials
     lengths = _lengths(target_lengths)
     labels = _padded_targets(targets, lengths, len(frames))  # (N, S)
     losses = _ctc_forward(log_probs, labels, frames, lengths, blank)
-    losses = losses + _normalised_gradient(log_probs, frames)
+    losses = (losses + _normalised_gradient(log_probs, frames)).to(dtype)
     if zero_infinity:
         losses = gf.where(losses == float("inf"), gf.zeros_like(losses), losses)
     if reduction == "mean":

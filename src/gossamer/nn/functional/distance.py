@@ -52,7 +52,7 @@ def pdist(input: Tensor, p: float = 2.0) -> Tensor:
         raise ShapeError(f"pdist: the input has shape {shape_of(input)}; only 2-D is supported.")
     n = input.shape[0]
     if n < 2:
-        return gf.zeros(0, dtype=input.dtype)
+        return input.reshape(-1)[:0]  # no pair, but still a function of the input
     pairs = [(i, j) for i in range(n) for j in range(i + 1, n)]
     first = gf.tensor([i for i, _ in pairs])
     second = gf.tensor([j for _, j in pairs])

@@ -11,6 +11,7 @@ from typing import Any
 
 import gossamer.functional as gf
 from gossamer.core.errors import ShapeError
+from gossamer.function import Function
 from gossamer.nn.functional.common import first_max, ntuple, shape_of
 from gossamer.nn.functional.padding import pad
 from gossamer.tensor import Tensor
@@ -257,8 +258,24 @@ def _max_unpool(name: str, n: int, input: Tensor, indices: Tensor, kernel_size: 
         raise ShapeError(f"{name}: the input has shape {shape_of(input)}, the indices "
                          f"{shape_of(indices)}; they must be equal.")
     lead = shape_of(input)[:-n]
-    plane = gf.zeros(*lead, math.prod(size), dtype=input.dtype)
-    return plane.scatter(-1, indices.flatten(-n), input.flatten(-n)).reshape(*lead, *size)
+    plane = _Unpool.apply(input.flatten(-n), indices.flatten(-n), math.prod(size))
+    return plane.reshape(*lead, *size)  # type: ignore[no-any-return]
+
+
+class _Unpool(Function):
+    """Scatter whose derivative reaches every input, also where a later one overwrote it (windows
+    that overlap name the same place with the same value)."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, indices: Tensor, size: int) -> Tensor:
+        ctx.save_for_backward(indices)
+        plane = gf.zeros(*shape_of(values)[:-1], size, dtype=values.dtype)
+        return plane.scatter(-1, indices, values)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (indices,) = ctx.saved_tensors
+        return grads[0].gather(-1, indices), None, None
 
 
 def max_unpool1d(input: Tensor, indices: Tensor, kernel_size: Any, stride: Any = None,
