@@ -31,8 +31,8 @@ from gossamer.modes import (
 from gossamer.realize import settle
 from gossamer.tensor import LEAF, Tensor, attach, wrap
 
-__all__ = ["Function", "backward", "enable_grad", "grad", "inference_mode", "is_grad_enabled", "no_grad",
-           "once_differentiable", "set_grad_enabled"]
+__all__ = ["Function", "backward", "enable_grad", "grad", "inference_mode", "is_grad_enabled",
+           "no_grad", "once_differentiable", "set_grad_enabled"]
 
 
 def _several(value: Any, name: str, what: str) -> list[Tensor]:
@@ -59,7 +59,8 @@ def _graph(roots: Sequence[Node]) -> list[Node]:
             name, line = user_line(node)
             raise GradientError(
                 f"backward(): the graph of {node.op.name} ({name}:{line}) was freed by an earlier "
-                "backward(). Pass retain_graph=True to the earlier call, or compute the loss again.")
+                "backward(). Pass retain_graph=True to the earlier call, or compute the loss "
+                "again.")
     return order
 
 
@@ -75,19 +76,20 @@ def _seeds(roots: Sequence[Tensor], nodes: Sequence[Node], given: Any, name: str
     for node, g in zip(nodes, given, strict=True):
         if not node.grad:
             raise GradientError(
-                f"{name}: {type_text(node)} does not require grad and has no graph. Make its inputs "
-                "with requires_grad=True, and look for detach() or no_grad() on the way.")
+                f"{name}: {type_text(node)} does not require grad and has no graph. Make its "
+                "inputs with requires_grad=True, and look for detach() or no_grad() on the way.")
         if g is None:
             if node.size != 1:
                 raise GradientError(
-                    f"{name}: the result is {type_text(node)}; a gradient can be created implicitly "
-                    f"only for one number. Reduce it (.sum(), .mean()), or pass {what}=.")
+                    f"{name}: the result is {type_text(node)}; a gradient can be created "
+                    "implicitly only for one number. Reduce it (.sum(), .mean()), or pass "
+                    f"{what}=.")
             seeds.append(prims.const(1, node))
             continue
         held = g._read()
         if held.shape != node.shape:
-            raise ShapeError(f"{name}: the result is {type_text(node)} and its gradient in `{what}` "
-                             f"{type_text(held)}; the shapes must be equal.")
+            raise ShapeError(f"{name}: the result is {type_text(node)} and its gradient in "
+                             f"`{what}` {type_text(held)}; the shapes must be equal.")
         seeds.append(prims.cast(held, node.dtype))
     return seeds
 
@@ -249,7 +251,7 @@ def grad(outputs: Any, inputs: Any, grad_outputs: Any = None, retain_graph: bool
 def _backward_method(self: Tensor, gradient: Tensor | None = None,
                      retain_graph: bool | None = None, create_graph: bool = False,
                      inputs: Any = None) -> None:
-    """Accumulate the gradient of this tensor into the leaves it depends on; see autograd.backward."""
+    """Accumulate this tensor's gradient into the leaves it depends on; see autograd.backward."""
     backward(self, gradient, retain_graph, create_graph, inputs)
 
 

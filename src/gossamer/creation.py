@@ -45,9 +45,9 @@ def python_array(data: Any, name: str) -> np.ndarray:
         data = _plain(data)
     try:
         array = np.array(data)
-    except ValueError as error:
-        raise ShapeError(f"{name}: the rows of the nested lists have different lengths "
-                         f"({error}). All rows of a dimension must be equally long.") from None
+    except ValueError:
+        raise ShapeError(f"{name}: the rows of the nested lists have different lengths; all rows "
+                         "of a dimension must be equally long. Pad them first.") from None
     except OverflowError as error:
         raise DTypeError(f"{name}: {error}; integers must fit 64 bits.") from None
     if array.dtype.kind not in "fiub":

@@ -27,7 +27,8 @@ class MetaValue:
 
     def array(self) -> np.ndarray:
         raise DeviceError("reading a tensor on the meta device: it has a shape and a dtype but no "
-                          "values. Move the model with to_empty(device='cpu') and load its weights.")
+                          "values. Move the model with to_empty(device='cpu') and load its "
+                          "weights.")
 
 
 META = MetaValue()

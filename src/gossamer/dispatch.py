@@ -15,7 +15,14 @@ from typing import Any, TypeVar
 import numpy as np
 
 from gossamer import prims
-from gossamer.core.dtype import DType, bool_, common_dtype, float64, get_default_dtype, int64, promote
+from gossamer.core.dtype import (
+    DType,
+    bool_,
+    common_dtype,
+    get_default_dtype,
+    int64,
+    promote,
+)
 from gossamer.core.errors import DTypeError, IndexingError, ShapeError
 from gossamer.ir.node import Node, Shape, describe, type_text
 from gossamer.tensor import Parameter, Tensor, attach, wrap
@@ -74,11 +81,13 @@ def give(target: Tensor, value: Node, name: str) -> Tensor:
     held = target._node
     if value.shape != held.shape:
         raise ShapeError(f"{name}: the result has shape {value.shape}, but x has {held.shape}; an "
-                         "in-place operation keeps the shape. Use the form that returns a new tensor.")
+                         "in-place operation keeps the shape. Use the form that returns a new "
+                         "tensor.")
     if value.dtype is not held.dtype:
         if value.dtype.category > held.dtype.category:
             raise DTypeError(f"{name}: the result is {value.dtype.name}, which {held.dtype.name} "
-                             "cannot hold. Use the form that returns a new tensor, or cast x first.")
+                             "cannot hold. Use the form that returns a new tensor, or cast x "
+                             "first.")
         value = prims.cast(value, held.dtype)
     return target._write(value)
 
@@ -128,7 +137,8 @@ def tensors_of(values: Any, name: str) -> list[Node]:
     if isinstance(values, Tensor):
         values = values.unbind(0) if values.ndim else (values,)
     if not isinstance(values, (list, tuple)) and not hasattr(values, "__iter__"):
-        raise DTypeError(f"{name}: expected a list or tuple of tensors, not {type(values).__name__}.")
+        raise DTypeError(f"{name}: expected a list or tuple of tensors, not "
+                         f"{type(values).__name__}.")
     return [node_of(v, name, f"tensors[{i}]") for i, v in enumerate(values)]
 
 
@@ -154,6 +164,10 @@ def _python_type(value: Any, name: str) -> type:
                      "Make a tensor of it with gs.tensor(...).")
 
 
+def _join(a: DType | None, b: DType) -> DType:
+    return b if a is None else promote(a, b)
+
+
 def result_dtype(values: Sequence[Any], name: str) -> DType:
     """PyTorch's promotion over tensors, nodes and numbers."""
     dimensioned: DType | None = None
@@ -165,9 +179,9 @@ def result_dtype(values: Sequence[Any], name: str) -> DType:
             value = value._node
         if isinstance(value, Node):
             if value.shape:
-                dimensioned = value.dtype if dimensioned is None else promote(dimensioned, value.dtype)
+                dimensioned = _join(dimensioned, value.dtype)
             else:
-                zero = value.dtype if zero is None else promote(zero, value.dtype)
+                zero = _join(zero, value.dtype)
         else:
             kind = _python_type(value, name)
             if scalar is None or rank[kind] > rank[scalar]:
@@ -280,7 +294,8 @@ def axes_of(dim: Any, ndim: int, name: str) -> tuple[int, ...]:
         dim = (dim,)
     found = [axis_of(d, ndim, name) for d in dim]
     if len(set(found)) < len(found):
-        raise IndexingError(f"{name}: dim={tuple(dim)} names a dimension twice.")
+        raise ShapeError(f"{name}: dim={tuple(dim)} names a dimension twice; each may be named "
+                         "once.")
     if not dim:
         return tuple(range(ndim))
     return tuple(sorted(found)) if ndim else ()
@@ -315,7 +330,8 @@ def checked_shape(size: tuple[Any, ...], name: str) -> Shape:
 def need_float(node: Node, name: str) -> None:
     """Raise unless `node` is floating."""
     if node.dtype.kind != "f":
-        raise DTypeError(f"{name}: x is {type_text(node)}; it must be floating-point. Use x.float().")
+        raise DTypeError(f"{name}: x is {type_text(node)}; it must be floating-point. Use "
+                         "x.float().")
 
 
 def mask_of(value: Any, name: str) -> Node:
@@ -336,6 +352,5 @@ def index_node(value: Any, name: str, what: str = "index") -> Node:
     return prims.cast(node, int64)
 
 
-DOUBLE = float64
 __all__ += ["accumulate_type", "checked_shape", "in_place", "index_node", "mask_of", "need_float",
             "number", "result_dtype", "wrap", "with_out", "write_out"]

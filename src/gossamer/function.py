@@ -94,8 +94,8 @@ class _Rule:
             found = found[:self.count]
         name = f"{self.owner.__name__}.backward"
         if len(found) != self.count:
-            raise GradientError(f"{name}: returned {len(found)} gradients for {self.count} arguments "
-                                "of forward; there must be one (or None) for each.")
+            raise GradientError(f"{name}: returned {len(found)} gradients for {self.count} "
+                                "arguments of forward; there must be one (or None) for each.")
         out: list[Node | None] = []
         for place, node in zip(self.places, inputs, strict=True):
             g_in = found[place]
@@ -103,7 +103,8 @@ class _Rule:
                 out.append(None)
                 continue
             if not isinstance(g_in, Tensor):
-                raise DTypeError(f"{name}: gradient {place} is {type(g_in).__name__}, not a tensor.")
+                raise DTypeError(f"{name}: gradient {place} is {type(g_in).__name__}, not a "
+                                 "tensor.")
             out.append(self._fitting(g_in._read(), node, name, place))
         return tuple(out)
 

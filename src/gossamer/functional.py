@@ -2,7 +2,8 @@
 
 The families live in their own modules and register themselves in `dispatch.PUBLIC`; importing this
 module imports them all. It also offers the composites of neural networks (`gelu`, `conv2d`,
-`layer_norm`, `scaled_dot_product_attention`, …) with few parameters, for `nn.functional` to build on.
+`layer_norm`, `scaled_dot_product_attention`, …) with few parameters, for `nn.functional` to build
+on.
 """
 
 from __future__ import annotations

@@ -85,12 +85,12 @@ def scatter_node(x: Node, axis: int, index: Node, source: Node, accumulate: bool
 
 def _check_index(x: Node, axis: int, index: Node, name: str) -> None:
     if index.ndim != x.ndim and index.ndim and x.ndim:
-        raise IndexingError(f"{name}: x has {x.ndim} dimensions and `index` {index.ndim}; they must "
-                            "be equal.")
+        raise IndexingError(f"{name}: x has {x.ndim} dimensions and `index` {index.ndim}; they "
+                            "must be equal.")
     for k, n in enumerate(index.shape):
         if x.ndim and k != axis and n > x.shape[k]:
-            raise ShapeError(f"{name}: `index` has shape {index.shape} and x {x.shape}; `index` may "
-                             f"not be larger than x except in dimension {axis}.")
+            raise ShapeError(f"{name}: `index` has shape {index.shape} and x {x.shape}; `index` "
+                             f"may not be larger than x except in dimension {axis}.")
     check_known(index, x.shape[axis] if x.ndim else 1, axis, name)
 
 
@@ -137,15 +137,15 @@ def _source(x: Node, index: Node, src: Any, name: str) -> Node:
         return prims.full(src, index.shape, x.dtype)
     node = node_of(src, name, "src")
     if node.dtype is not x.dtype:
-        raise DTypeError(f"{name}: x is {type_text(x)} and src {type_text(node)}; the dtypes must be "
-                         "equal. Use src.to(x.dtype).")
+        raise DTypeError(f"{name}: x is {type_text(x)} and src {type_text(node)}; the dtypes must "
+                         "be equal. Use src.to(x.dtype).")
     if node.shape == index.shape:
         return node
     if node.ndim != index.ndim or any(i > s for i, s in zip(index.shape, node.shape, strict=True)):
         if node.size == index.size == 1:
             return prims.reshape(node, index.shape)
-        raise ShapeError(f"{name}: `index` has shape {index.shape} and src {node.shape}; `index` may "
-                         "not be larger than src.")
+        raise ShapeError(f"{name}: `index` has shape {index.shape} and src {node.shape}; `index` "
+                         "may not be larger than src.")
     return prims.slice_(node, (0,) * index.ndim, index.shape)
 
 
@@ -376,14 +376,14 @@ def _write_rows(input: Tensor, x: Node, axis: int, index: Node, source: Node,
 def _row_source(x: Node, axis: int, index: Node, source: Any, name: str) -> Node:
     node = node_of(source, name, "source")
     if node.dtype is not x.dtype:
-        raise DTypeError(f"{name}: x is {type_text(x)} and source {type_text(node)}; the dtypes must "
-                         "be equal.")
+        raise DTypeError(f"{name}: x is {type_text(x)} and source {type_text(node)}; the dtypes "
+                         "must be equal.")
     shape = (*x.shape[:axis], index.size, *x.shape[axis + 1:])
     if node.ndim == 0:
         node = prims.reshape(node, (1,))
     if node.shape != shape:
-        raise ShapeError(f"{name}: source has shape {node.shape}; it must be {shape}: that of x with "
-                         "one index for each element of `index`.")
+        raise ShapeError(f"{name}: source has shape {node.shape}; it must be {shape}: that of x "
+                         "with one index for each element of `index`.")
     return node
 
 
@@ -413,7 +413,8 @@ def index_fill(input: Tensor, dim: int, index: Tensor, value: Any) -> Tensor:
     shape = (*x.shape[:axis], i.size, *x.shape[axis + 1:])
     if isinstance(value, Tensor):
         if value.ndim:
-            raise ShapeError(f"gs.index_fill: value has {value.ndim} dimensions; it must have none.")
+            raise ShapeError(f"gs.index_fill: value has {value.ndim} dimensions; it must have "
+                             "none.")
         node = prims.expand(prims.cast(value._read(), x.dtype), shape)
     else:
         node = prims.full(number(value, "gs.index_fill"), shape, x.dtype)
@@ -426,7 +427,8 @@ def index_reduce(input: Tensor, dim: int, index: Tensor, source: Tensor, reduce:
                  include_self: bool = True) -> Tensor:
     """As `index_add`, combining by "prod", "mean", "amax" or "amin"."""
     if reduce not in _REDUCTIONS[1:]:
-        raise DTypeError(f"gs.index_reduce(reduce={reduce!r}): it must be one of {_REDUCTIONS[1:]}.")
+        raise DTypeError(f"gs.index_reduce(reduce={reduce!r}): it must be one of "
+                         f"{_REDUCTIONS[1:]}.")
     x, axis, i = _rows(input, dim, index, "gs.index_reduce")
     node = _row_source(x, axis, i, source, "gs.index_reduce")
     line = prims.reshape(i, tuple(i.size if k == axis else 1 for k in range(x.ndim)))
@@ -455,7 +457,7 @@ def take(input: Tensor, index: Tensor) -> Tensor:
 
 @public(inplace=True)
 def put(input: Tensor, index: Tensor, source: Tensor, accumulate: bool = False) -> Tensor:
-    """`input` with its elements, counted as one row, at `index` set to (or increased by) `source`."""
+    """`input` with elements, counted as one row, at `index` set to (or increased by) `source`."""
     x, i = node_of(input, "gs.put"), index_node(index, "gs.put")
     node = node_of(source, "gs.put", "source")
     if node.dtype is not x.dtype or node.size != i.size:
@@ -505,7 +507,8 @@ def masked_fill(input: Tensor, mask: Tensor, value: Any) -> Tensor:
     x, m = node_of(input, "gs.masked_fill"), mask_of(mask, "gs.masked_fill")
     if isinstance(value, Tensor):
         if value.ndim:
-            raise ShapeError(f"gs.masked_fill: value has {value.ndim} dimensions; it must have none.")
+            raise ShapeError(f"gs.masked_fill: value has {value.ndim} dimensions; it must have "
+                             "none.")
         v = prims.cast(value._read(), x.dtype)
     else:
         v = prims.full(number(value, "gs.masked_fill"), (), x.dtype)
@@ -530,12 +533,13 @@ def masked_scatter(input: Tensor, mask: Tensor, source: Tensor) -> Tensor:
     x, m = fit(name, node_of(input, name), mask_of(mask, name))
     s = node_of(source, name, "source")
     if s.dtype is not x.dtype:
-        raise DTypeError(f"{name}: x is {type_text(x)} and source {type_text(s)}; the dtypes must be "
-                         "equal.")
+        raise DTypeError(f"{name}: x is {type_text(x)} and source {type_text(s)}; the dtypes must "
+                         "be equal.")
     if s.size == 0:
         return wrap(twin(x))
     flat = prims.reshape(m, (m.size,))
-    place = prims.sub(prims.scan(prims.cast(flat, int64), 0, "add"), prims.full(1, flat.shape, int64))
+    count = prims.scan(prims.cast(flat, int64), 0, "add")
+    place = prims.sub(count, prims.const(1, count))
     zero = prims.const(0, place)
     found = prims.take(prims.reshape(s, (s.size,)), prims.where(flat, place, zero))
     return wrap(prims.where(m, prims.reshape(found, x.shape), x))
@@ -580,9 +584,9 @@ def _into(name: str, view: str, doc: str) -> None:
     public()(fn)
 
 
-_into("select_scatter", "select", "A copy of `input` with one index of a dimension replaced by `src`.")
+_into("select_scatter", "select", "A copy of `input`, one index of a dimension replaced by `src`.")
 _into("diagonal_scatter", "diagonal", "A copy of `input` with a diagonal replaced by `src`.")
-_into("slice_scatter", "_sliced", "A copy of `input` with a slice of a dimension replaced by `src`.")
+_into("slice_scatter", "_sliced", "A copy of `input`, a slice of a dimension replaced by `src`.")
 
 
 def _sliced(self: Tensor, dim: int = 0, start: int | None = None, end: int | None = None,

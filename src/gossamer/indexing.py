@@ -48,11 +48,12 @@ def _index_tensor(item: Any) -> Node:
                                 "or bools.")
         node = array_node(array, bool_ if array.dtype.kind == "b" else int64)
     else:
-        raise IndexingError(f"x[...]: {type(item).__name__} cannot be an index; use integers, "
+        kind = IndexingError if isinstance(item, float) else DTypeError
+        raise kind(f"x[...]: {type(item).__name__} cannot be an index; use integers, "
                             "slices, None, ..., bools, lists or tensors of integers or bools.")
     if node.dtype.kind == "f":
-        raise IndexingError(f"x[...]: the index is {type_text(node)}; indices are integers or bools. "
-                            "Use .long().")
+        raise IndexingError(f"x[...]: the index is {type_text(node)}; indices are integers or "
+                            "bools. Use .long().")
     return node if node.dtype is bool_ else prims.cast(node, int64)
 
 
@@ -141,7 +142,7 @@ def split_index(shape: Shape, key: Any) -> tuple[tuple[Step, ...], Shape, Advanc
 def _slice_of(item: slice, n: int) -> tuple[int, int, int]:
     step = _bound(item.step)
     if step is not None and step <= 0:
-        raise IndexingError(f"x[::{step}]: the step of a slice must be positive. Use x.flip(dim).")
+        raise ShapeError(f"x[::{step}]: the step of a slice must be positive. Use x.flip(dim).")
     a, b, s = slice(_bound(item.start), _bound(item.stop), step).indices(n)
     return a, max(a, b), s
 
@@ -157,8 +158,8 @@ def _one(index: int, n: int, axis: int) -> tuple[int, int, int]:
 def _check_mask(mask: Node, shape: Shape, axis: int) -> None:
     covered = shape[axis:axis + mask.ndim]
     if covered != mask.shape:
-        raise IndexingError(f"x[mask]: the mask has shape {mask.shape}, but the dimensions it covers "
-                            f"have {covered}; they must be equal.")
+        raise IndexingError(f"x[mask]: the mask has shape {mask.shape}, but the dimensions it "
+                            f"covers have {covered}; they must be equal.")
 
 
 # -------------------------------------------------------------------------- gather and scatter

@@ -1,8 +1,8 @@
 """Exchange with NumPy, DLPack, pickle and copy. Layer 4.
 
-Memory is shared as PyTorch shares it: a write on either side of `from_numpy` or `numpy()` is seen on
-the other. Since nodes are immutable, a tensor on shared memory reads a fresh copy at every use, for
-as long as someone else can reach that memory, and a write to it is carried out at once.
+Memory is shared as PyTorch shares it: a write on either side of `from_numpy` or `numpy()` is seen
+on the other. Since nodes are immutable, a tensor on shared memory reads a fresh copy at every use,
+for as long as someone else can reach that memory, and a write to it is carried out at once.
 """
 
 from __future__ import annotations

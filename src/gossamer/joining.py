@@ -55,14 +55,15 @@ def cat(tensors: Any, dim: int = 0) -> Tensor:
     used = [n for n in nodes if n.shape != (0,)] or nodes[:1]  # PyTorch skips legacy empties
     ndim = used[0].ndim
     if ndim == 0:
-        raise ShapeError("gs.cat: a tensor without dimensions cannot be concatenated. Use gs.stack.")
+        raise ShapeError("gs.cat: a tensor without dimensions cannot be concatenated. Use "
+                         "gs.stack.")
     axis = axis_of(dim, ndim, "gs.cat")
     for i, n in enumerate(used[1:], 1):
         if n.ndim != ndim or any(a != b for k, (a, b) in enumerate(zip(
                 n.shape, used[0].shape, strict=True)) if k != axis):
-            raise ShapeError(f"gs.cat(dim={dim}): tensors[0] is {type_text(used[0])} and tensors[{i}] "
-                             f"{type_text(n)}; all extents except that of dimension {axis} must be "
-                             "equal.")
+            raise ShapeError(f"gs.cat(dim={dim}): tensors[0] is {type_text(used[0])} and "
+                             f"tensors[{i}] {type_text(n)}; all extents except that of dimension "
+                             f"{axis} must be equal.")
     return wrap(prims.concat(used, axis))
 
 
@@ -166,7 +167,7 @@ def flip(input: Tensor, *args: Any, dims: Any = None) -> Tensor:
     dims = args if dims is None else (dims,)
     axes = [axis_of(d, node.ndim, "gs.flip", "dims") for d in shape_of(dims, "gs.flip")]
     if len(set(axes)) < len(axes):
-        raise IndexingError(f"gs.flip: dims={axes} names a dimension twice.")
+        raise ShapeError(f"gs.flip: dims={axes} names a dimension twice; each may be named once.")
     return wrap(prims.flip(node, axes) if node.ndim else node)
 
 
@@ -216,7 +217,7 @@ def _rolled(x: Node, shift: int, axis: int) -> Node:
 
 @public()
 def rot90(input: Tensor, k: int = 1, dims: Sequence[int] = (0, 1)) -> Tensor:
-    """A copy turned `k` times by 90 degrees in the plane of two dimensions, first towards second."""
+    """A copy turned `k` times by 90 degrees in a plane of two dimensions, first towards second."""
     node = node_of(input, "gs.rot90")
     a, b = (axis_of(d, node.ndim, "gs.rot90", "dims") for d in dims)
     if a == b:
@@ -245,8 +246,8 @@ def repeat(self: Tensor, *args: Any, repeats: Any = None) -> Tensor:
     node = self._read()
     times = shape_of(args if repeats is None else (repeats,), "x.repeat")
     if len(times) < node.ndim or any(n < 0 for n in times):
-        raise ShapeError(f"x.repeat{times}: x has {node.ndim} dimensions; there must be at least as "
-                         "many repeats, none negative.")
+        raise ShapeError(f"x.repeat{times}: x has {node.ndim} dimensions; there must be at least "
+                         "as many repeats, none negative.")
     shape = (1,) * (len(times) - node.ndim) + node.shape
     paired = tuple(itertools.chain.from_iterable((1, n) for n in shape))
     full = tuple(itertools.chain.from_iterable(zip(times, shape, strict=True)))

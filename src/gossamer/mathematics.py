@@ -240,7 +240,8 @@ def rad2deg(input: Tensor) -> Tensor:
 def angle(input: Tensor) -> Tensor:
     """The angle of a real number: pi for negative ones, 0 for others, NaN for NaN."""
     (x,) = operands("gs.angle", (input,), "float")
-    made = prims.where(TABLE["lt"](x, prims.const(0, x)), prims.const(math.pi, x), prims.const(0, x))
+    zero = prims.const(0, x)
+    made = prims.where(TABLE["lt"](x, zero), prims.const(math.pi, x), zero)
     return wrap(prims.where(TABLE["isnan"](x), x, made))
 
 
@@ -320,9 +321,8 @@ def frexp(input: Tensor, *, out: Any = None) -> Parts:
 @with_out
 def float_power(input: Any, exponent: Any) -> Tensor:
     """`input ** exponent`, computed in float64."""
-    values = [v if isinstance(v, Tensor) else number(v, "gs.float_power") for v in (input, exponent)]
-    cast = [wrap(prims.cast(v._read(), float64)) if isinstance(v, Tensor) else float(v)
-            for v in values]
+    cast = [wrap(prims.cast(v._read(), float64)) if isinstance(v, Tensor)
+            else float(number(v, "gs.float_power")) for v in (input, exponent)]
     return wrap(TABLE["pow"](*operands("gs.float_power", cast)))
 
 

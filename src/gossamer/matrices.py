@@ -160,7 +160,8 @@ def unravel_index(indices: Tensor, shape: Any) -> tuple[Tensor, ...]:
         shape.tolist() if isinstance(shape, Tensor) else shape)
     index = node_of(indices, "gs.unravel_index", "indices")
     if index.dtype.kind not in "iu":
-        raise IndexingError(f"gs.unravel_index: indices is {type_text(index)}; it must hold integers.")
+        raise IndexingError(f"gs.unravel_index: indices is {type_text(index)}; it must hold "
+                            "integers.")
     out = []
     for extent, step in zip(extents, prims.row_major(extents), strict=True):
         place = TABLE["floor_divide"](index, prims.const(step, index))
@@ -179,8 +180,8 @@ def vector_norm(x: Tensor, ord: Any = 2, dim: Any = None, keepdim: bool = False,
     need_float(node, "linalg.vector_norm")
     axes = axes_of(dim, node.ndim, "linalg.vector_norm")
     if 0 in [node.shape[a] for a in axes] and (float(ord) < 0 or float(ord) == math.inf):
-        raise IndexingError(f"linalg.vector_norm(ord={ord}): x is {type_text(node)}; over no elements "
-                            "this norm has no value.")
+        raise IndexingError(f"linalg.vector_norm(ord={ord}): x is {type_text(node)}; over no "
+                            "elements this norm has no value.")
     return wrap(keep(norm_node(node, float(ord), axes), node.shape, axes, keepdim))
 
 

@@ -202,7 +202,8 @@ def fill_(self: Tensor, value: Any) -> Tensor:
     node = self._node
     if isinstance(value, Tensor):
         if value._node.ndim:
-            raise ShapeError(f"x.fill_: value has {value._node.ndim} dimensions; it must have none.")
+            raise ShapeError(f"x.fill_: value has {value._node.ndim} dimensions; it must have "
+                             "none.")
         return self._write(prims.expand(prims.cast(value._read(), node.dtype), node.shape))
     made = prims.full(number(value, "x.fill_"), node.shape, node.dtype)
     return self._write(prims.flat_slope(made, node) if node.grad and STATE.grad_enabled else made)
@@ -241,7 +242,8 @@ def resize_(self: Tensor, *sizes: Any, memory_format: Any = None) -> Tensor:
     """Change the shape in place; elements stay in row-major order, new ones are 0."""
     shape = checked_shape(sizes, "x.resize_")
     if self._base is not None:
-        raise ShapeError("x.resize_: x is a view; only a tensor that owns its memory can be resized.")
+        raise ShapeError("x.resize_: x is a view; only a tensor that owns its memory can be "
+                         "resized.")
     if self.requires_grad:
         raise GossamerError("x.resize_: x requires grad and cannot be resized. Use reshape.")
     node = self._read()

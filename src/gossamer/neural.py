@@ -100,11 +100,12 @@ def _tuple(value: Any, n: int, name: str, what: str) -> tuple[int, ...]:
 def _operands(input: Tensor, weight: Tensor, n: int, name: str) -> tuple[Node, Node, bool]:
     x, w = node_of(input, name), node_of(weight, name, "weight")
     if w.ndim != n + 2 or x.ndim not in (n + 1, n + 2):
-        raise ShapeError(f"{name}: x is {type_text(x)} and weight {type_text(w)}; x must have {n + 2} "
-                         f"dimensions (or {n + 1} without the batch) and weight {n + 2}.")
+        raise ShapeError(f"{name}: x is {type_text(x)} and weight {type_text(w)}; x must "
+                         f"have {n + 2} dimensions (or {n + 1} without the batch) and weight "
+                         f"{n + 2}.")
     if x.dtype is not w.dtype:
-        raise DTypeError(f"{name}: x is {type_text(x)} and weight {type_text(w)}; both must have one "
-                         "dtype. Use .to(dtype).")
+        raise DTypeError(f"{name}: x is {type_text(x)} and weight {type_text(w)}; both must have "
+                         "one dtype. Use .to(dtype).")
     single = x.ndim == n + 1
     return prims.reshape(x, (1, *x.shape)) if single else x, w, single
 
@@ -113,8 +114,8 @@ def _finish(y: Node, bias: Tensor | None, n: int, single: bool, name: str) -> Te
     if bias is not None:
         b = node_of(bias, name, "bias")
         if b.shape != (y.shape[1],):
-            raise ShapeError(f"{name}: bias is {type_text(b)}; it must have shape ({y.shape[1]},), one "
-                             "for each output channel.")
+            raise ShapeError(f"{name}: bias is {type_text(b)}; it must have shape ({y.shape[1]},), "
+                             "one for each output channel.")
         b = prims.cast(b, y.dtype)
         y = prims.add(y, prims.expand(prims.reshape(b, (y.shape[1], *(1,) * n)), y.shape))
     return wrap(prims.reshape(y, y.shape[1:]) if single else y)
@@ -137,14 +138,15 @@ def _conv(n: int) -> Callable[..., Tensor]:
         _check_positive(name, stride=steps, dilation=spread)
         if groups <= 0 or x.shape[1] != w.shape[1] * groups or w.shape[0] % groups:
             raise ShapeError(
-                f"{name}(groups={groups}): x is {type_text(x)} and weight {type_text(w)}; x must have "
-                f"{w.shape[1] * groups} channels, and {groups} divide weight's {w.shape[0]}.")
+                f"{name}(groups={groups}): x is {type_text(x)} and weight {type_text(w)}; x must "
+                f"have {w.shape[1] * groups} channels, and {groups} divide weight's {w.shape[0]}.")
         low, high = _paddings(padding, w.shape[2:], steps, spread, n, name)
         for i in range(n):
             extent = x.shape[2 + i] + low[i] + high[i]
             if extent < spread[i] * (w.shape[2 + i] - 1) + 1:
-                raise ShapeError(f"{name}: x is {type_text(x)} and weight {type_text(w)}; the padded "
-                                 f"input ({extent}) is smaller than the kernel in dimension {i}.")
+                raise ShapeError(f"{name}: x is {type_text(x)} and weight {type_text(w)}; the "
+                                 f"padded input ({extent}) is smaller than the kernel in dimension "
+                                 f"{i}.")
         y = TABLE["conv"](x, w, stride=steps, low=low, high=high, interior=(0,) * n,
                           dilation=spread, groups=groups)
         return _finish(y, bias, n, single, name)
@@ -184,19 +186,20 @@ def _conv_transpose(n: int) -> Callable[..., Tensor]:
                                                (dilation, "dilation")))
         _check_positive(name, stride=steps, dilation=spread)
         if groups <= 0 or x.shape[1] != w.shape[0] or w.shape[0] % groups:
-            raise ShapeError(f"{name}(groups={groups}): x is {type_text(x)} and weight {type_text(w)}; "
-                             f"x must have {w.shape[0]} channels, divisible by groups.")
+            raise ShapeError(f"{name}(groups={groups}): x is {type_text(x)} and weight "
+                             f"{type_text(w)}; x must have {w.shape[0]} channels, divisible by "
+                             "groups.")
         if any(e >= max(s, d) for e, s, d in zip(extra, steps, spread, strict=True)):
-            raise ShapeError(f"{name}: output_padding={extra}; it must be smaller than stride={steps} "
-                             f"or dilation={spread}.")
+            raise ShapeError(f"{name}: output_padding={extra}; it must be smaller than "
+                             f"stride={steps} or dilation={spread}.")
         y = conv_transpose_node(x, w, stride=steps, low=around,
                                 high=tuple(p - e for p, e in zip(around, extra, strict=True)),
                                 dilation=spread, groups=groups)
         return _finish(y, bias, n, single, name)
     fn.__name__ = fn.__qualname__ = name
-    fn.__doc__ = (f"{name}: the transpose (gradient) of conv{n}d as a map.\n\nArgs:\n    input: (N, C, "
-                  "spatial...) or without N.\n    weight: (C, O / groups, kernel...).\n    bias: "
-                  "(O,) or None.\n    output_padding: added to one side of the result.\n")
+    fn.__doc__ = (f"{name}: the transpose (gradient) of conv{n}d as a map.\n\nArgs:\n    input: "
+                  "(N, C, spatial...) or without N.\n    weight: (C, O / groups, kernel...).\n    "
+                  "bias: (O,) or None.\n    output_padding: added to one side of the result.\n")
     return fn
 
 
@@ -223,8 +226,8 @@ def _attention_operands(query: Tensor, key: Tensor, value: Tensor, enable_gqa: b
     heads = [n.shape[-3] for n in (q, k, v)]
     if enable_gqa:
         if heads[1] != heads[2] or heads[0] % heads[1]:
-            raise ShapeError(f"{name}(enable_gqa=True): {given}; key and value must have equally many "
-                             "heads, a divisor of query's.")
+            raise ShapeError(f"{name}(enable_gqa=True): {given}; key and value must have equally "
+                             "many heads, a divisor of query's.")
     else:
         heads = [broadcast_shapes(name, [(h,) for h in heads])[0]] * 3
     lead = broadcast_shapes(name, [n.shape[:-3] for n in (q, k, v)])
@@ -258,11 +261,13 @@ def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor,
         mask = node_of(attn_mask, name, "attn_mask")
         if mask.dtype is not bool_:
             if mask.dtype.kind != "f":
-                raise DTypeError(f"{name}: attn_mask is {type_text(mask)}; it must be bool or float.")
+                raise DTypeError(f"{name}: attn_mask is {type_text(mask)}; it must be bool or "
+                                 "float.")
             mask = prims.cast(mask, q.dtype)
         shape = (*q.shape[:-1], k.shape[-2])
         if broadcast_shapes(name, [mask.shape, shape]) != shape:
-            raise ShapeError(f"{name}: attn_mask is {type_text(mask)}; it must broadcast to {shape}.")
+            raise ShapeError(f"{name}: attn_mask is {type_text(mask)}; it must broadcast to "
+                             f"{shape}.")
         mask = prims.expand(mask, shape)
     factor = 1 / math.sqrt(q.shape[-1]) if scale is None and q.shape[-1] else scale or 1.0
     made = attention_node(q, k, v, mask, None if start is None else start._read(),

@@ -117,7 +117,8 @@ def _numpy_dtype(array: np.ndarray) -> DType:
     return DTYPES["bool"] if array.dtype == bool else DTYPES[array.dtype.name]
 
 
-_LIMITS = {d: (0, 255) if d.kind == "u" else (-2 ** (8 * d.itemsize - 1), 2 ** (8 * d.itemsize - 1) - 1)
+_LIMITS = {d: (0, 2 ** (8 * d.itemsize) - 1) if d.kind == "u" else
+           (-2 ** (8 * d.itemsize - 1), 2 ** (8 * d.itemsize - 1) - 1)
            for d in DTYPES.values() if d.kind in "iu"}
 
 
@@ -144,8 +145,8 @@ def _doc(op: Op, name: str, operands_: int) -> str:
     args = "input: any shape" if operands_ == 1 else "input, other: shapes that broadcast"
     rule = {"float": "Integers become the default float dtype. ", "compare": "The result is bool. ",
             "integer": "Operands are integers or bool. "}.get(op.promote, "")
-    return (f"{name}: {op.doc}, for each element.\n\n{rule}Lazy; one pass over memory, fused with its "
-            f"neighbours.\n\nArgs:\n    {args}.\n    out: tensor that receives the result.\n\n"
+    return (f"{name}: {op.doc}, for each element.\n\n{rule}Lazy; one pass over memory, fused with "
+            f"its neighbours.\n\nArgs:\n    {args}.\n    out: tensor that receives the result.\n\n"
             "Returns:\n    A tensor of the broadcast shape.\n")
 
 
@@ -170,7 +171,8 @@ def make_function(op: Op, name: str) -> Callable[..., Tensor]:
 
 # These have parameters of their own, or are not PyTorch names.
 _BY_HAND = {"add", "sub", "div", "round", "pow", "trunc_divide", "shift_left", "shift_right",
-            "shift_right_logical", "mulhi_u32", "polygamma", "cast", "where", "bitwise_not", "nextafter"}
+            "shift_right_logical", "mulhi_u32", "polygamma", "cast", "where", "bitwise_not",
+            "nextafter"}
 # Composite records that are pointwise functions of one tensor without parameters.
 _COMPOSITES: tuple[str, ...] = ()
 _FUNCTION_ONLY = {"isnan", "isinf", "isfinite"}

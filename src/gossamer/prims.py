@@ -17,8 +17,8 @@ from gossamer.ir.op import CONSTANT, IOTA, TABLE, Op
 
 __all__ = ["add", "arange", "argsort", "broadcast", "cast", "concat", "const", "detach", "div",
            "equal", "expand", "flat_slope", "flip", "full", "iota", "logical_and", "logical_not",
-           "logical_or", "matmul_nodes", "move_axis", "mul", "narrow", "neg", "op", "pad", "permute",
-           "reduce_max", "reduce_min", "reduce_sum", "reshape", "row_major", "scalar_value", "scan",
+           "logical_or", "matmul_nodes", "move_axis", "mul", "narrow", "neg", "op", "pad",
+           "permute", "reduce_max", "reduce_min", "reduce_sum", "reshape", "row_major", "scalar_value", "scan",
            "scatter_add", "select", "slice_", "sub", "take", "where"]
 
 
@@ -214,7 +214,7 @@ def _zeros_rule(g: Node, y: Node, *inputs: Node) -> tuple[Node, ...]:
 
 
 def flat_slope(value: Node, *inputs: Node) -> Node:
-    """`value` as a function of `inputs` whose derivative is zero (not absent), as PyTorch has it."""
+    """`value` as a function of `inputs` whose derivative is zero, not absent, as in PyTorch."""
     return TABLE["custom"](value, *inputs, rule=_zeros_rule) if any(
         x.grad for x in inputs) else value
 

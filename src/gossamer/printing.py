@@ -1,7 +1,7 @@
 """How a tensor prints: `tensor([[1., 2.], [3., 4.]])`. Layer 4.
 
-Numbers of one tensor share a format: whole floats end in a point, others get `precision` digits, and
-a wide range goes to scientific notation. Large tensors show their edges.
+Numbers of one tensor share a format: whole floats end in a point, others get `precision` digits,
+and a wide range goes to scientific notation. Large tensors show their edges.
 
 Source of the format: PyTorch's printing, which follows NumPy's.
 """

@@ -34,8 +34,8 @@ def _pair(a: Any, b: Any, name: str, what: tuple[str, str] = ("input", "other"),
           ) -> tuple[Node, Node]:
     x, y = node_of(a, name, what[0]), node_of(b, name, what[1])
     if x.dtype is not y.dtype:
-        raise DTypeError(f"{name}: got {type_text(x)} and {type_text(y)}; both must have one dtype. "
-                         f"Use .to({promote(x.dtype, y.dtype).name}).")
+        raise DTypeError(f"{name}: got {type_text(x)} and {type_text(y)}; both must have one "
+                         f"dtype. Use .to({promote(x.dtype, y.dtype).name}).")
     return x, y
 
 
@@ -51,14 +51,14 @@ def contract(a: Node, b: Node, a_batch: Sequence[int], a_contract: Sequence[int]
 def matmul_node(a: Node, b: Node, name: str) -> Node:
     """`a @ b` by NumPy's rules."""
     if a.ndim == 0 or b.ndim == 0:
-        raise ShapeError(f"{name}: got {type_text(a)} and {type_text(b)}; both must have at least one "
-                         "dimension. Use * for a number.")
+        raise ShapeError(f"{name}: got {type_text(a)} and {type_text(b)}; both must have at least "
+                         "one dimension. Use * for a number.")
     inner = -2 if b.ndim > 1 else -1
     if a.shape[-1] != b.shape[inner]:
         raise ShapeError(
             f"{name}: got {type_text(a)} and {type_text(b)}; the last dimension of the first, "
-            f"{a.shape[-1]}, must equal {'the second to last' if b.ndim > 1 else 'the last'} of the "
-            f"second, {b.shape[inner]}. Transpose or reshape one of them.")
+            f"{a.shape[-1]}, must equal {'the second to last' if b.ndim > 1 else 'the last'} of "
+            f"the second, {b.shape[inner]}. Transpose or reshape one of them.")
     if b.ndim <= 2:  # the batch of `a` is free: no batch axes at all
         return contract(a, b, (), (a.ndim - 1,), (), (b.ndim + inner,))
     if a.ndim == 1:
@@ -121,8 +121,8 @@ def _ranked(name: str, ranks: tuple[int, int], doc: str) -> None:
             raise ShapeError(f"gs.{name}: got {type_text(a)} and {type_text(b)}; they must have "
                              f"{ranks[0]} and {ranks[1]} dimensions. gs.matmul takes any.")
         if name == "bmm" and a.shape[0] != b.shape[0]:
-            raise ShapeError(f"gs.bmm: got {type_text(a)} and {type_text(b)}; both must hold the same "
-                             "number of matrices.")
+            raise ShapeError(f"gs.bmm: got {type_text(a)} and {type_text(b)}; both must hold the "
+                             "same number of matrices.")
         return wrap(matmul_node(a, b, f"gs.{name}"))
     fn.__name__ = fn.__qualname__ = name
     fn.__doc__ = doc
@@ -144,8 +144,8 @@ def inner(input: Tensor, other: Tensor) -> Tensor:
     if a.ndim == 0 or b.ndim == 0:
         return wrap(prims.mul(*operands("gs.inner", (input, other))))
     if a.shape[-1] != b.shape[-1]:
-        raise ShapeError(f"gs.inner: got {type_text(a)} and {type_text(b)}; the last dimensions must "
-                         "be equal.")
+        raise ShapeError(f"gs.inner: got {type_text(a)} and {type_text(b)}; the last dimensions "
+                         "must be equal.")
     return wrap(contract(a, b, (), (a.ndim - 1,), (), (b.ndim - 1,)))
 
 
@@ -160,7 +160,8 @@ def outer(input: Tensor, vec2: Tensor) -> Tensor:
 
 
 def _added(name: str, ranks: tuple[int, int], doc: str) -> None:
-    def fn(input: Tensor, first: Tensor, second: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Tensor:
+    def fn(input: Tensor, first: Tensor, second: Tensor, *, beta: Any = 1,
+           alpha: Any = 1) -> Tensor:
         a, b = _pair(first, second, f"gs.{name}")
         if (a.ndim, b.ndim) != ranks:
             raise ShapeError(f"gs.{name}: got {type_text(a)} and {type_text(b)} to multiply; they "
@@ -249,8 +250,8 @@ def tensordot(a: Tensor, b: Tensor, dims: Any = 2) -> Tensor:
         dims = dims.tolist()
     if isinstance(dims, int):
         if not 0 <= dims <= min(x.ndim, y.ndim):
-            raise ShapeError(f"gs.tensordot(dims={dims}): got {type_text(x)} and {type_text(y)}; it "
-                             "must not be negative nor exceed their dimensions.")
+            raise ShapeError(f"gs.tensordot(dims={dims}): got {type_text(x)} and {type_text(y)}; "
+                             "it must not be negative nor exceed their dimensions.")
         first, second = list(range(x.ndim - dims, x.ndim)), list(range(dims))
     else:
         first, second = ([d] if isinstance(d, int) else list(d) for d in dims)
@@ -280,8 +281,8 @@ def _parse(equation: str, nodes: Sequence[Node]) -> tuple[list[Term], str]:
     left, arrow, right = text.partition("->")
     parts = left.split(",")
     if len(parts) != len(nodes):
-        raise ShapeError(f"gs.einsum({equation!r}): it names {len(parts)} operands, and {len(nodes)} "
-                         "were given.")
+        raise ShapeError(f"gs.einsum({equation!r}): it names {len(parts)} operands, and "
+                         f"{len(nodes)} were given.")
     spare = [c for c in map(chr, range(0x3B1, 0x3B1 + 64)) if c not in text]
     widest = 0
     terms: list[Term] = []
@@ -292,8 +293,8 @@ def _parse(equation: str, nodes: Sequence[Node]) -> tuple[list[Term], str]:
                 widest = max(widest, extra)
                 letters = letters.replace("...", "".join(reversed(spare[:extra])))
         if len(letters) != node.ndim:
-            raise ShapeError(f"gs.einsum({equation!r}): the operand {type_text(node)} has {node.ndim} "
-                             f"dimensions, but {letters!r} names {len(letters)}.")
+            raise ShapeError(f"gs.einsum({equation!r}): the operand {type_text(node)} has "
+                             f"{node.ndim} dimensions, but {letters!r} names {len(letters)}.")
         terms.append((node, letters))
     rest = "".join(reversed(spare[:widest]))
     if arrow:
@@ -327,8 +328,8 @@ def _widen(terms: list[Term], equation: str) -> list[Term]:
     for node, letters in terms:
         for c, n in zip(letters, node.shape, strict=True):
             if extent.get(c, 1) != 1 and n not in (1, extent[c]):
-                raise ShapeError(f"gs.einsum({equation!r}): {c!r} is {extent[c]} in one operand and "
-                                 f"{n} in another; they must be equal.")
+                raise ShapeError(f"gs.einsum({equation!r}): {c!r} is {extent[c]} in one operand "
+                                 f"and {n} in another; they must be equal.")
             extent[c] = n if extent.get(c, 1) == 1 else extent[c]
     out = []
     for node, letters in terms:
@@ -393,7 +394,7 @@ def einsum(equation: str, *operands_: Any) -> Tensor:
 
 @public(method=False)
 def cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str | None = None) -> Tensor:
-    """The p-norm distances between all rows of two batches: (..., n, d), (..., m, d) -> (..., n, m)."""
+    """The p-norm distances between all rows: (..., n, d), (..., m, d) -> (..., n, m)."""
     a, b = _pair(x1, x2, "gs.cdist", ("x1", "x2"))
     if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-1]:
         raise ShapeError(f"gs.cdist: got {type_text(a)} and {type_text(b)}; both need at least 2 "
@@ -405,7 +406,7 @@ def cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str | None = Non
 @public()
 @with_out
 def cross(input: Tensor, other: Tensor, dim: int | None = None) -> Tensor:
-    """The cross product of vectors of 3 along `dim` (the first dimension of extent 3 without it)."""
+    """The cross product of vectors of 3 along `dim` (default: the first dimension of extent 3)."""
     a, b = operands("gs.cross", (input, other))
     if dim is None:
         found = [i for i, n in enumerate(a.shape) if n == 3]

@@ -105,8 +105,8 @@ class Generator:
             ShapeError: it is not one.
         """
         if new_state.dtype is not uint8 or new_state._node.shape != (24,):
-            raise ShapeError(f"Generator.set_state: got {type_text(new_state._node)}; expected the 24 "
-                             "bytes (uint8) that get_state returned.")
+            raise ShapeError(f"Generator.set_state: got {type_text(new_state._node)}; expected the "
+                             "24 bytes (uint8) that get_state returned.")
         raw = new_state._value().array().copy()
         with no_grad():
             self._key._write(array_node(raw[:8].view(np.int32), int32))
@@ -179,8 +179,8 @@ def _normal(shape: Shape, dtype: DType, generator: Generator | None) -> Node:
 def _float_dtype(dtype: Any, name: str) -> DType:
     chosen = as_dtype(dtype) if dtype is not None else get_default_dtype()
     if chosen.kind != "f":
-        raise DTypeError(f"{name}(dtype={chosen!r}): the numbers are floating; pass a float dtype, or "
-                         "use gs.randint.")
+        raise DTypeError(f"{name}(dtype={chosen!r}): the numbers are floating; pass a float dtype, "
+                         "or use gs.randint.")
     return chosen
 
 
@@ -241,7 +241,8 @@ def randint(*args: Any, low: int | None = None, high: int | None = None, size: A
     if low is None:
         low = rest.pop() if rest else 0
     if high is None or size is None or rest:
-        raise DTypeError("gs.randint: expected (high, size) or (low, high, size), the size a tuple.")
+        raise DTypeError("gs.randint: expected (high, size) or (low, high, size), the size a "
+                         "tuple.")
     node = _integers(checked_shape((size,), "gs.randint"), int(low), int(high),
                      as_dtype(dtype) if dtype is not None else int64, generator, "gs.randint")
     made = finish(node, device, requires_grad)
@@ -334,8 +335,8 @@ def multinomial(input: Tensor, num_samples: int, replacement: bool = False, *,
         raise ShapeError(f"{name}: x is {type_text(weights)}; it must have 1 or 2 dimensions.")
     n = weights.shape[-1]
     if num_samples <= 0 or not replacement and num_samples > n:
-        raise ShapeError(f"{name}(num_samples={num_samples}): there are {n} categories; draw at least "
-                         "1 and, without replacement, at most that many.")
+        raise ShapeError(f"{name}(num_samples={num_samples}): there are {n} categories; draw at "
+                         "least 1 and, without replacement, at most that many.")
     if weights.dtype.itemsize == 2:
         weights = prims.cast(weights, float32)
     rows = prims.reshape(weights, (weights.size // n if n else 0, n))

@@ -6,6 +6,7 @@ node; `keepdim` is a reshape afterwards. Integers and bool are summed in int64.
 
 from __future__ import annotations
 
+import builtins
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -143,8 +144,8 @@ def mean(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = 
     if dtype is not None:
         x = prims.cast(x, as_dtype(dtype))
     if x.dtype.kind != "f":
-        raise DTypeError(f"gs.mean: x is {type_text(x)}; an average is a float. Use x.float().mean() "
-                         "or pass dtype=.")
+        raise DTypeError(f"gs.mean: x is {type_text(x)}; an average is a float. Use "
+                         "x.float().mean() or pass dtype=.")
     axes = axes_of(dim, x.ndim, "gs.mean")
     made = TABLE["mean"](x, axes=axes) if axes else x
     return wrap(keep(made, x.shape, axes, keepdim))
@@ -305,7 +306,8 @@ def _quantifier(name: str) -> Callable[..., Tensor]:
             found = prims.cast(found, TABLE_UINT8)
         return wrap(keep(found, x.shape, axes, keepdim))
     fn.__name__ = fn.__qualname__ = name
-    fn.__doc__ = f"Whether {'all elements are' if name == 'all' else 'any element is'} true (not 0)."
+    word = "all elements are" if name == "all" else "any element is"
+    fn.__doc__ = f"Whether {word} true (not 0)."
     return fn
 
 
@@ -386,7 +388,8 @@ def _along_dim(name: str, record: str) -> Callable[..., Tensor]:
             return wrap(prims.reshape(TABLE[record](prims.reshape(x, (1,)), axis=0), ()))
         return wrap(TABLE[record](x, axis=axis))
     fn.__name__ = fn.__qualname__ = name
-    fn.__doc__ = f"{name}: {TABLE[record].doc}\n\nArgs:\n    input: floating.\n    dim: the dimension."
+    fn.__doc__ = (f"{name}: {TABLE[record].doc}\n\nArgs:\n    input: floating.\n    dim: the "
+                  "dimension.\n")
     return fn
 
 
@@ -498,8 +501,8 @@ def isclose(input: Tensor, other: Tensor, rtol: float = 1e-5, atol: float = 1e-8
     for t in (input, other):
         node_of(t, "gs.isclose")
     if input.dtype is not other.dtype:
-        raise DTypeError(f"gs.isclose: got {input.dtype.name} and {other.dtype.name}; the dtypes must "
-                         "be equal.")
+        raise DTypeError(f"gs.isclose: got {input.dtype.name} and {other.dtype.name}; the dtypes "
+                         "must be equal.")
     a, b = fit("gs.isclose", input._read(), other._read())
     same = prims.equal(a, b)
     if a.dtype.kind == "f" and equal_nan:
@@ -532,17 +535,9 @@ def sum_to_size(self: Tensor, *size: Any) -> Tensor:
     shape: Shape = tuple(size[0]) if len(size) == 1 and not isinstance(size[0], int) else size
     x = self._read()
     lead = x.ndim - len(shape)
-    if lead < 0 or builtin_any(n not in (1, m) for n, m in zip(shape, x.shape[lead:],
-                                                               strict=True)):
-        raise ShapeError(f"x.sum_to_size{tuple(shape)}: x has shape {x.shape}, to which it does not "
-                         "broadcast.")
+    if lead < 0 or builtins.any(n not in (1, m) for n, m in zip(shape, x.shape[lead:],
+                                                                strict=True)):
+        raise ShapeError(f"x.sum_to_size{tuple(shape)}: x has shape {x.shape}, to which it does "
+                         "not broadcast.")
     axes = [*range(lead), *(i + lead for i, n in enumerate(shape) if n == 1)]
     return wrap(prims.reshape(prims.reduce_sum(x, axes), shape))
-
-
-def builtin_any(flags: Any) -> bool:
-    """Python's any(), whose name is taken in this module."""
-    for flag in flags:
-        if flag:
-            return True
-    return False

@@ -40,8 +40,8 @@ def _running(name: str, combine: str) -> Callable[..., Tensor]:
         return wrap(prims.reshape(prims.scan(_line(x), axis, combine), x.shape))
     fn.__name__ = fn.__qualname__ = name
     what = "sum" if combine == "add" else "product"
-    fn.__doc__ = (f"The running {what} along a dimension; integers and bool in int64.\n\nArgs:\n    "
-                  "input: any shape.\n    dim: the dimension.\n    dtype: cast to this first.\n")
+    fn.__doc__ = (f"The running {what} along a dimension; integers and bool in int64.\n\nArgs:\n "
+                  "   input: any shape.\n    dim: the dimension.\n    dtype: cast to this first.\n")
     return fn
 
 

@@ -60,14 +60,14 @@ def topk(input: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: boo
     """The `k` largest (or smallest) elements along `dim` in order, and where they are.
 
     Raises:
-        IndexingError: k is larger than the dimension.
+        ShapeError: k is larger than the dimension.
     """
     x = node_of(input, "gs.topk")
     axis = axis_of(dim, x.ndim, "gs.topk")
     k = int(k)
     extent = x.shape[axis] if x.ndim else 1
     if not 0 <= k <= extent:
-        raise IndexingError(f"gs.topk(k={k}): dimension {axis} has extent {extent}; k must lie "
+        raise ShapeError(f"gs.topk(k={k}): dimension {axis} has extent {extent}; k must lie "
                             "between 0 and that.")
     if x.ndim == 0:
         return Pair(wrap(x), wrap(prims.full(0, (), int64)))
@@ -186,8 +186,8 @@ def _quantile(input: Tensor, q: Any, dim: int | None, keepdim: bool, interpolati
     x = node_of(input, name)
     need_float(x, name)
     if interpolation not in ("linear", "lower", "higher", "midpoint", "nearest"):
-        raise DTypeError(f"{name}(interpolation={interpolation!r}): it must be linear, lower, higher, "
-                         "midpoint or nearest.")
+        raise DTypeError(f"{name}(interpolation={interpolation!r}): it must be linear, lower, "
+                         "higher, midpoint or nearest.")
     qs = prims.cast(q._read(), x.dtype) if isinstance(q, Tensor) else prims.full(
         number(q, name), (), x.dtype)
     if qs.ndim > 1:
@@ -315,7 +315,8 @@ def bucketize(input: Any, boundaries: Tensor, *, out_int32: bool = False, right:
               out: Tensor | None = None) -> Tensor:
     """Number of the bucket, bounded by the sorted row `boundaries`, in which each value falls."""
     if boundaries.ndim != 1:
-        raise ShapeError(f"gs.bucketize: boundaries has {boundaries.ndim} dimensions; it must have 1.")
+        raise ShapeError(f"gs.bucketize: boundaries has {boundaries.ndim} dimensions; it must have "
+                         "1.")
     return searchsorted(boundaries, input, out_int32=out_int32, right=right, out=out)
 
 
@@ -367,7 +368,8 @@ def histc(input: Tensor, bins: int = 100, min: float = 0, max: float = 0) -> Ten
     if not (math.isfinite(low) and math.isfinite(high) and low < high) or bins <= 0:
         raise ShapeError(f"gs.histc(bins={bins}, min={low}, max={high}): bins must be positive and "
                          "min and max finite, min the smaller.")
-    place = prims.mul(prims.sub(flat, prims.const(low, flat)), prims.const(bins / (high - low), flat))
+    scale = prims.const(bins / (high - low), flat)
+    place = prims.mul(prims.sub(flat, prims.const(low, flat)), scale)
     place = TABLE["minimum"](TABLE["floor"](place), prims.const(bins - 1, place))
     inside = prims.logical_and(TABLE["ge"](flat, prims.const(low, flat)),
                                TABLE["le"](flat, prims.const(high, flat)))

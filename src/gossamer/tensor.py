@@ -24,6 +24,7 @@ from gossamer.ir.node import STATE, Node, type_text
 from gossamer.ir.op import BUFFER, TABLE, Op
 from gossamer.modes import MODES, enable_grad, inference_mode, no_grad
 from gossamer.realize import from_array, realize, settle
+from gossamer.size import Size
 
 __all__ = ["Parameter", "Shared", "Size", "Step", "Tensor", "alias", "attach", "buffer",
            "enable_grad", "inference_mode", "leaf_node", "no_grad", "twin", "view", "wrap"]
@@ -35,32 +36,6 @@ DETACH_STEP: Step = (DETACH, {})
 _new = object.__new__
 # A chain of unread in-place updates is computed every so many writes: bounds memory and latency.
 _SETTLE_EVERY = 64
-
-
-class Size(tuple[int, ...]):
-    """The shape of a tensor: a tuple of extents with `numel()`."""
-
-    __slots__ = ()
-
-    def numel(self) -> int:
-        """The product of the extents."""
-        n = 1
-        for extent in self:
-            n *= extent
-        return n
-
-    def __getitem__(self, key: Any) -> Any:
-        found = tuple.__getitem__(self, key)
-        return Size(found) if isinstance(key, slice) else found
-
-    def __add__(self, other: Any) -> Size:
-        return Size(tuple.__add__(self, other))
-
-    def __radd__(self, other: Any) -> Size:
-        return Size(tuple(other) + tuple(self))
-
-    def __repr__(self) -> str:
-        return f"gossamer.Size([{', '.join(map(str, self))}])"
 
 
 class Shared:
@@ -239,8 +214,20 @@ class Tensor:
 
     __array_priority__ = 1000  # NumPy scalars and arrays defer to our reflected operators
 
-    if TYPE_CHECKING:
+    if TYPE_CHECKING:  # attached by the sibling modules, from their tables
         def __getattr__(self, name: str) -> Any: ...
+        def __getitem__(self, key: Any, /) -> Tensor: ...
+        def __setitem__(self, key: Any, value: Any, /) -> None: ...
+        def __eq__(self, other: Any, /) -> Tensor: ...  # type: ignore[override]
+        def __ne__(self, other: Any, /) -> Tensor: ...  # type: ignore[override]
+        def _binary(self, other: Any, /) -> Tensor: ...
+        def _unary(self, /) -> Tensor: ...
+        __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _binary
+        __truediv__ = __rtruediv__ = __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = _binary
+        __pow__ = __rpow__ = __matmul__ = __rmatmul__ = __lt__ = __le__ = __gt__ = __ge__ = _binary
+        __and__ = __rand__ = __or__ = __ror__ = __xor__ = __rxor__ = _binary
+        __lshift__ = __rlshift__ = __rshift__ = __rrshift__ = _binary
+        __neg__ = __pos__ = __abs__ = __invert__ = _unary
 
     # -- reading and writing -------------------------------------------------------------------
 

@@ -82,8 +82,8 @@ def _marked(value: Any, name: str) -> tuple[Any, list[Node]]:
     spec = flatten(value, tensors)
     for t in tensors:
         if t._node.dtype.kind != "f":
-            raise DTypeError(f"{name}: an argument to differentiate is {type_text(t._node)}; it must "
-                             "be floating. Use .float(), or name other arguments by argnums.")
+            raise DTypeError(f"{name}: an argument to differentiate is {type_text(t._node)}; it "
+                             "must be floating. Use .float(), or name other arguments by argnums.")
     marks = [_mark(t._read()) for t in tensors]
     return unflatten(spec, [wrap(m) for m in marks]), marks
 
@@ -141,8 +141,8 @@ def _value_and_grad(func: Callable[..., Any], argnums: int | tuple[int, ...], ha
                                  "return a tensor (and, with has_aux=True, a second value).")
             root = result._read()
             if root.shape:
-                raise ShapeError(f"{name}: the function returned {type_text(root)}; it must return a "
-                                 "tensor without dimensions. Reduce it, or use vjp or jacrev.")
+                raise ShapeError(f"{name}: the function returned {type_text(root)}; it must return "
+                                 "a tensor without dimensions. Reduce it, or use vjp or jacrev.")
             found = pull_back([root], [prims.const(1, root)], marks)
         grads = [prims.const(0, m) if g is None else g for g, m in zip(found, marks, strict=True)]
         tensors: list[Tensor] = []
@@ -203,7 +203,7 @@ def vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> tuple
     """The value of `func` and the function that maps cotangents of it to those of `primals`.
 
     Returns:
-        (value, pull) or (value, pull, aux); `pull(cotangents)` returns a tuple, one for each primal.
+        (value, pull) or (value, pull, aux); `pull(cotangents)` returns one for each primal.
     """
     chosen, marks = _marked(list(primals), "vjp")
     with enable_grad():
@@ -226,7 +226,8 @@ def vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> tuple
         with enable_grad():
             found = pull_back(roots, seeds, marks)
         grads = [prims.const(0, m) if g is None else g for g, m in zip(found, marks, strict=True)]
-        return unflatten(primal_spec, [_unmarked(g, marks) for g in grads])  # type: ignore[no-any-return]
+        pulled: tuple[Any, ...] = unflatten(primal_spec, [_unmarked(g, marks) for g in grads])
+        return pulled
 
     value = unflatten(spec, [_unmarked(r, marks) for r in roots])
     return (value, pull, _release(aux, marks)) if has_aux else (value, pull)
@@ -302,8 +303,8 @@ def _size(tensors: Sequence[Tensor], dims: Sequence[int | None]) -> int:
         if d is None:
             continue
         if not -t._node.ndim <= d < t._node.ndim:
-            raise ShapeError(f"vmap: in_dims names dimension {d} of {type_text(t._node)}, which does "
-                             "not exist.")
+            raise ShapeError(f"vmap: in_dims names dimension {d} of {type_text(t._node)}, which "
+                             "does not exist.")
         sizes.add(t._node.shape[d])
     if len(sizes) != 1:
         raise ShapeError(f"vmap: the batch dimensions have extents {sorted(sizes)}; they must be "
@@ -391,7 +392,7 @@ def _on_one(func: Callable[..., Any], argnums: int, args: tuple[Any, ...],
 
 
 def jacrev(func: Callable[..., Any], argnums: int = 0) -> Callable[..., Tensor]:
-    """The Jacobian by reverse mode: for an argument of shape A and a result of shape R, (*R, *A)."""
+    """The Jacobian by reverse mode: (*R, *A) for an argument of shape A, a result of shape R."""
     @functools.wraps(func)
     def wrapped(*args: Any) -> Tensor:
         x = args[argnums]
@@ -402,14 +403,15 @@ def jacrev(func: Callable[..., Any], argnums: int = 0) -> Callable[..., Tensor]:
 
 
 def jacfwd(func: Callable[..., Any], argnums: int = 0) -> Callable[..., Tensor]:
-    """The Jacobian by forward mode: for an argument of shape A and a result of shape R, (*R, *A)."""
+    """The Jacobian by forward mode: (*R, *A) for an argument of shape A, a result of shape R."""
     @functools.wraps(func)
     def wrapped(*args: Any) -> Tensor:
         x = args[argnums]
         one = _on_one(func, argnums, args)
         columns = vmap(lambda t: jvp(one, (x,), (t,))[1], out_dims=-1)(
             _basis(x._node.shape, x._node.dtype))
-        return columns.reshape(*columns._node.shape[:-1], *x._node.shape)  # type: ignore[no-any-return]
+        shape = (*columns._node.shape[:-1], *x._node.shape)
+        return columns.reshape(shape)  # type: ignore[no-any-return]
     return wrapped
 
 

@@ -78,20 +78,21 @@ def infer_shape(shape: Shape, size: int, name: str) -> Shape:
         ShapeError: no extent does.
     """
     known, hole = 1, -1
+    written = f"{name}({', '.join(map(str, shape))})"
     for i, n in enumerate(shape):
         if n == -1 and hole < 0:
             hole = i
         elif n < 0:
-            raise ShapeError(f"{name}{shape}: at most one extent may be -1, and none below.")
+            raise ShapeError(f"{written}: at most one extent may be -1, and none below.")
         else:
             known *= n
     if hole >= 0:
         if known == 0 or size % known:
-            raise ShapeError(f"{name}{shape}: x has {size} elements, which no extent in place of -1 "
+            raise ShapeError(f"{written}: x has {size} elements, which no extent in place of -1 "
                              "makes fit.")
         return (*shape[:hole], size // known, *shape[hole + 1:])
     if known != size:
-        raise ShapeError(f"{name}{shape}: x has {size} elements and this shape {known}; the counts "
+        raise ShapeError(f"{written}: x has {size} elements and this shape {known}; the counts "
                          "must be equal. Use -1 for one extent to have it computed.")
     return shape
 
@@ -117,8 +118,9 @@ def view(self: Tensor, *args: Any, size: Any = None, dtype: DType | None = None)
     if self._base is not None and not _is_contiguous(self):
         _, strides, _ = layout(self)
         if strides_after_reshape(old, strides, new) is None:
-            raise ShapeError(f"x.view{new}: x is a view of shape {old} with strides {strides}, which "
-                             "no strides of the new shape can show. Use x.reshape(...).")
+            raise ShapeError(f"x.view({', '.join(map(str, new))}): x is a view of shape {old} with "
+                             f"strides {strides}, which no strides of the new shape can show. Use "
+                             "x.reshape(...).")
     return make_view(self, reshape_steps(old, new))
 
 
@@ -126,8 +128,8 @@ def view_dtype(x: Tensor, dtype: DType) -> Tensor:
     """The same bytes read as another dtype (a copy: storage here has one dtype)."""
     if dtype is x._node.dtype:
         return make_view(x, ())
-    raise DTypeError(f"x.view({dtype!r}): reading the bytes of {type_text(x._node)} as another dtype "
-                     "is not supported. Use x.to(dtype) to convert values.")
+    raise DTypeError(f"x.view({dtype!r}): reading the bytes of {type_text(x._node)} as another "
+                     "dtype is not supported. Use x.to(dtype) to convert values.")
 
 
 @public()
@@ -308,8 +310,8 @@ def expand(self: Tensor, *args: Any, size: Any = None, implicit: bool = False) -
     sizes = shape_of(args if size is None else (size,), "x.expand")
     lead = len(sizes) - len(old)
     if lead < 0:
-        raise ShapeError(f"x.expand{sizes}: x has shape {old}; there must be at least as many sizes "
-                         "as dimensions.")
+        raise ShapeError(f"x.expand{sizes}: x has shape {old}; there must be at least as many "
+                         "sizes as dimensions.")
     new = []
     for i, n in enumerate(sizes):
         had = old[i - lead] if i >= lead else None
@@ -407,8 +409,8 @@ def split(tensor: Tensor, split_size: Any, dim: int = 0) -> tuple[Tensor, ...]:
     else:
         sizes = [int(n) for n in split_size]
         if sum(sizes) != extent or any(n < 0 for n in sizes):
-            raise ShapeError(f"gs.split: the sizes {sizes} add up to {sum(sizes)}; they must add up "
-                             f"to {extent}, the extent of dimension {axis}.")
+            raise ShapeError(f"gs.split: the sizes {sizes} add up to {sum(sizes)}; they must add "
+                             f"up to {extent}, the extent of dimension {axis}.")
     return _parts(tensor, axis, sizes)
 
 
@@ -451,8 +453,8 @@ def _splitter(name: str, axis_for: Any, least: int) -> None:
         given = parts[0] if len(parts) == 1 else parts
         axis = axis_for(ndim)
         if isinstance(given, int) and given > 0 and input._node.shape[axis] % given:
-            raise ShapeError(f"gs.{name}: {given} sections do not divide dimension {axis} of extent "
-                             f"{input._node.shape[axis]}.")
+            raise ShapeError(f"gs.{name}: {given} sections do not divide dimension {axis} of "
+                             f"extent {input._node.shape[axis]}.")
         return tensor_split(input, given, axis)
     fn.__name__ = name
     fn.__doc__ = f"{name}: `tensor_split` along one fixed dimension."
@@ -487,7 +489,7 @@ def diagonal(input: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Te
     ndim = len(shape)
     a, b = (axis_of(d, ndim, "gs.diagonal", n) for d, n in ((dim1, "dim1"), (dim2, "dim2")))
     if a == b or ndim < 2:
-        raise IndexingError(f"gs.diagonal: dim1={dim1} and dim2={dim2} of a tensor with {ndim} "
+        raise ShapeError(f"gs.diagonal: dim1={dim1} and dim2={dim2} of a tensor with {ndim} "
                             "dimensions; they must be two different ones.")
     rest = tuple(i for i in range(ndim) if i not in (a, b))
     lead = tuple(shape[i] for i in rest)
@@ -508,8 +510,8 @@ def unfold(self: Tensor, dimension: int, size: int, step: int) -> Tensor:
     axis = axis_of(dimension, len(shape), "x.unfold", "dimension")
     extent = shape[axis] if shape else 1
     if size > extent or size < 0 or step <= 0:
-        raise ShapeError(f"x.unfold(size={size}, step={step}): dimension {axis} has extent {extent}; "
-                         "the size must be at most that and the step positive.")
+        raise ShapeError(f"x.unfold(size={size}, step={step}): dimension {axis} has extent "
+                         f"{extent}; the size must be at most that and the step positive.")
     steps: Steps = ()
     if not shape:
         steps, shape = reshape_steps((), (1,)), (1,)

@@ -1,0 +1,186 @@
+"""NumPy, DLPack, pickle, copy: memory is shared as PyTorch shares it."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gossamer as gs
+from tests.surface.twin import compare, scenarios
+
+
+def case_from_numpy_shares(m: Any) -> Any:
+    a = np.ones(4, np.float32)
+    t = m.from_numpy(a)
+    a[0] = 5
+    before = t * 1
+    t.mul_(2)
+    t[1:3] += 1
+    a[3] = 9
+    return before, t, a
+
+
+def case_from_numpy_of_a_part(m: Any) -> Any:
+    whole = np.zeros((3, 3), np.float32)
+    t = m.from_numpy(whole[1])
+    whole[1, 1] = 4
+    t += 1
+    return t, whole
+
+
+def case_numpy_shares(m: Any) -> Any:
+    t = m.zeros(2, 3)
+    a = t.numpy()
+    a[0, 1] = 7
+    t[1] = 3
+    part = t[:, 1:].numpy()
+    part[0, 0] += 1
+    return t, a, part
+
+
+def case_numpy_of_a_transposed_view(m: Any) -> Any:
+    t = m.arange(6).float().view(2, 3)
+    a = t.t().numpy()
+    a[2, 0] = -1
+    return t, a, list(a.shape)
+
+
+def case_detached_numpy_of_a_parameter(m: Any) -> Any:
+    w = m.ones(3, requires_grad=True)
+    w.detach().numpy()[0] = 6
+    (w * w).sum().backward()
+    return w, w.grad
+
+
+def case_numpy_of_a_result_keeps_its_history(m: Any) -> Any:
+    w = m.ones(2, requires_grad=True)
+    y = w * 3
+    a = y.detach().numpy()
+    z = (y * y).sum()
+    z.backward()
+    return a, w.grad
+
+
+def case_numpy_scalars_and_arrays_as_operands(m: Any) -> Any:
+    t = m.tensor([1.0, 2.0])
+    return t * np.float32(2), np.float64(3) * t, t + np.int64(1), np.float32(1) - t
+
+
+def case_arrays_from_tensors(m: Any) -> Any:
+    t = m.arange(4).float()
+    return t.numpy().sum().item(), np.stack([t.numpy(), t.numpy()]), float(np.max(t.numpy()))
+
+
+def case_tensor_copies(m: Any) -> Any:
+    a = np.ones(2)
+    t = m.tensor(a)
+    a[0] = 5
+    return t, m.tensor([np.float32(1), np.float32(2)]), m.as_tensor(a)
+
+
+def case_dtypes_from_python(m: Any) -> Any:
+    return [m.tensor(v) for v in (True, 3, 2.5, [1, 2.0], [True, 2], [], [[]],
+                                  np.arange(2, dtype=np.int16), np.float64(1.0))]
+
+
+def case_element_access(m: Any) -> Any:
+    t = m.tensor([[1, 2], [3, 4]])
+    return [t.tolist(), t[0, 1].item(), int(t[1, 1]), float(t[0, 0]), bool(t[0, 0]),
+            list(range(4))[t[0, 1]], len(t), [r.tolist() for r in t], t.size(), t.size(-1),
+            t.numel(), t.dim(), t.element_size(), t.nbytes, 4 in t, 9 in t]
+
+
+@scenarios(globals())
+def test_as_pytorch(scenario: Any) -> None:
+    compare(scenario)
+
+
+def test_memory_is_taken_back_when_the_array_is_gone() -> None:
+    t = gs.zeros(3)
+    a = t.numpy()
+    a[1] = 4
+    view = a[1:]
+    del a
+    view[1] = 5
+    assert t.tolist() == [0, 4, 5]
+    del view
+    gc.collect()
+    assert t.tolist() == [0, 4, 5] and t._base is None
+
+
+def test_array_protocol() -> None:
+    t = gs.arange(4).float()
+    assert np.asarray(t).tolist() == np.array(t, np.int8).tolist() == [0, 1, 2, 3]
+    assert np.stack([t, t]).shape == (2, 4)
+    with pytest.raises(gs.GradientError, match="detach"):
+        np.asarray(gs.ones(2, requires_grad=True))
+
+
+def test_dlpack_with_numpy() -> None:
+    t = gs.arange(3).float()
+    a = np.from_dlpack(t)
+    assert a.tolist() == [0, 1, 2]
+    b = np.ones(2, np.float32)
+    u = gs.from_dlpack(b)
+    b[0] = 3
+    assert u.tolist() == [3, 1]
+
+
+def test_dlpack_with_pytorch() -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch, the yardstick, is not installed")
+    theirs = torch.zeros(3)
+    ours = gs.from_dlpack(theirs)
+    ours[1] = 2
+    theirs[2] = 3
+    assert ours.tolist() == theirs.tolist() == [0, 2, 3]
+    back = torch.from_dlpack(ours)
+    back[0] = 1
+    assert ours.tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8", "bool"])
+def test_pickle(dtype: str) -> None:
+    x = gs.tensor([[0.0, 1.0], [1.0, 3.0]]).to(getattr(gs, dtype))
+    y = pickle.loads(pickle.dumps(x))
+    assert y.dtype is x.dtype and gs.equal(x, y) and not y.requires_grad
+
+
+def test_pickle_of_parameters() -> None:
+    p = gs.Parameter(gs.arange(3).float())
+    q = pickle.loads(pickle.dumps(p))
+    assert type(q) is gs.Parameter and q.requires_grad and q.is_leaf and q.tolist() == [0, 1, 2]
+    with pytest.raises(gs.GradientError, match="detach"):
+        pickle.dumps(p * 2)
+
+
+def test_deepcopy() -> None:
+    p = gs.Parameter(gs.ones(2))
+    p.note = "kept"
+    (p * p).sum().backward()
+    a, b = copy.deepcopy([p, p])
+    assert a is b and type(a) is gs.Parameter and a.grad is not p.grad and a.note == "kept"
+    assert a.grad.tolist() == [2, 2]
+    with gs.no_grad():
+        a.zero_()
+    assert p.tolist() == [1, 1]
+    with pytest.raises(gs.GradientError):
+        copy.deepcopy(p * 2)
+
+
+def test_bfloat16_to_numpy() -> None:
+    x = gs.tensor([1.0, 2.0], dtype=gs.bfloat16)
+    with pytest.raises(gs.DTypeError, match="bfloat16"):
+        x.numpy()
+    assert x.numpy(force=True).dtype == np.float32
+
+
+def test_unknown_dtype() -> None:
+    with pytest.raises(gs.DTypeError, match="complex"):
+        gs.from_numpy(np.zeros(2, complex))
+    with pytest.raises(gs.DTypeError, match="complex"):
+        gs.tensor(1j)
