@@ -186,9 +186,9 @@ def test_a_missing_extra_is_named(
 
 
 def test_speedrun_from_nothing_to_a_report(tmp_path: Path) -> None:
-    """Six seconds: nothing is learned, but every phase runs and ends in time."""
+    """Six seconds of a model of one layer: nothing is learned, but every phase runs."""
     out = io.StringIO()
-    options = SpeedrunOptions(minutes=0.1, questions=4, root=tmp_path)
+    options = SpeedrunOptions(minutes=0.1, questions=4, depth=1, root=tmp_path)
     folder = speedrun(options, chat=False, console=Console(file=out, width=200))
     assert folder == tmp_path / "speedrun"
     report = (folder / "report.md").read_text()

@@ -118,17 +118,17 @@ def load_model(folder: Path) -> Checkpoint:
             f"version reads format {FORMAT}, model 'gpt'. Update gossamer, or train anew."
         )
     known = {f.name for f in fields(GPTConfig)}
+    weights = _read_tensors(folder / "model.safetensors")
     try:
         unknown = sorted(set(config["config"]) - known)
         if unknown:
             raise ValueError(f"unknown fields {', '.join(unknown)}")
         model = GPT(GPTConfig(**config["config"]))
-        model.load_state_dict(_read_tensors(folder / "model.safetensors"))
-    except CheckpointError:
-        raise
+        model.load_state_dict(weights)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        mismatch = "; ".join(line.strip() for line in str(error).splitlines()[:2])
         raise CheckpointError(
-            f"load {folder}: {error}; config.json and model.safetensors must come from one run. "
+            f"load {folder}: {mismatch}; config.json and model.safetensors must come from one run. "
             "Use another checkpoint of the run, or train anew."
         ) from error
     model.eval()

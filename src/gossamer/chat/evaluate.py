@@ -22,7 +22,7 @@ from gossamer.models.gpt import GPT
 __all__ = ["Score", "evaluate", "mean_score", "question_set", "replies_match", "to_conversation"]
 
 ROWS = 50  # questions a forward pass: 50 x 64 tokens, about one training step's worth
-_LENGTH_STEP = 16  # lengths are rounded up, so that few shapes occur
+_LENGTH_STEP = 32  # lengths are rounded up: at most eight shapes for a context of 256
 
 
 @dataclass(frozen=True)

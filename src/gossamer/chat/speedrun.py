@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 
 from rich.console import Console
@@ -36,6 +36,7 @@ __all__ = ["SpeedrunOptions", "plan", "speedrun"]
 _RESERVE_SHARE = 0.06  # of the minutes for evaluation and report ...
 _RESERVE_SECONDS = (3.0, 30.0)  # ... within these bounds
 _VOCABULARY = 1024
+_SAMPLE_TOKENS = 120  # a tale has about 90
 _SAMPLES = (
     "Hi!",
     "How many r are in strawberry?",
@@ -61,6 +62,7 @@ class SpeedrunOptions:
         optimizer: "muon" or "adamw".
         lr_scale: factor on every learning rate.
         clip: largest gradient norm, 0 = none.
+        depth: layers of the model, its width is 32 times that; 0 = by the minutes.
         root: folder of runs.
     """
 
@@ -71,18 +73,18 @@ class SpeedrunOptions:
     optimizer: str = "muon"
     lr_scale: float = 1.0
     clip: float = 0.0
+    depth: int = 0
     root: Path = Path("runs")
 
 
-def plan(minutes: float, vocab_size: int) -> GPTConfig:
+def plan(options: SpeedrunOptions, vocab_size: int) -> GPTConfig:
     """The largest model that sees enough tokens in the time on two cores.
 
     Ten minutes at 60 to 120 GFLOP/s are 3e13 to 6e13 FLOPs: four layers of 128 see 4 to 8 million
     tokens. From half an hour on, six layers of 192 (three times the cost a token) learn more.
     """
-    if minutes < 25:
-        return GPTConfig(vocab_size=vocab_size, n_layer=4, n_head=4, n_embd=128)
-    return GPTConfig(vocab_size=vocab_size, n_layer=6, n_head=6, n_embd=192)
+    depth = options.depth or (4 if options.minutes < 25 else 6)
+    return GPTConfig(vocab_size=vocab_size, n_layer=depth, n_head=depth, n_embd=32 * depth)
 
 
 def speedrun(
@@ -161,7 +163,7 @@ def _begin(
     folder = _new_folder(options)
     tokenizer = Tokenizer.train(tokenizer_corpus(TASKS, options.seed), _VOCABULARY)
     gs.manual_seed(options.seed)
-    model = GPT(plan(options.minutes, tokenizer.vocab_size))
+    model = GPT(plan(options, tokenizer.vocab_size))
     total = options.minutes * 60
     low, high = _RESERVE_SECONDS
     reserve = min(max(_RESERVE_SHARE * total, low), high)
@@ -227,8 +229,9 @@ def _new_folder(options: SpeedrunOptions) -> Path:
 
 
 def _reply(trainer: Trainer, text: str) -> str:
-    """The finished model's greedy reply, decoded token by token."""
-    return "".join(ChatSession(trainer.model, trainer.tokenizer).reply(text))
+    """The finished model's greedy reply, decoded token by token, at most _SAMPLE_TOKENS of them."""
+    reply = ChatSession(trainer.model, trainer.tokenizer).reply(text)
+    return "".join(islice(reply, _SAMPLE_TOKENS))
 
 
 def _facts(

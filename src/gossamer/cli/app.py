@@ -52,11 +52,14 @@ def speedrun_command(
     optimizer: Annotated[str, typer.Option(help="muon or adamw.")] = "muon",
     lr_scale: Annotated[float, typer.Option(min=0.0, help="Factor on learning rates.")] = 1.0,
     clip: Annotated[float, typer.Option(min=0.0, help="Largest gradient norm; 0 = none.")] = 0.0,
+    depth: Annotated[
+        int, typer.Option(min=0, help="Layers, 32 x depth wide; 0 = by the minutes.")
+    ] = 0,
     chat: Annotated[bool, typer.Option(help="Talk to the model at the end.")] = True,
     root: Root = _ROOT,
 ) -> None:
     """From nothing to a chat model: data, tokenizer, training, test and report."""
-    options = SpeedrunOptions(minutes, name, seed, questions, optimizer, lr_scale, clip, root)
+    options = SpeedrunOptions(minutes, name, seed, questions, optimizer, lr_scale, clip, depth, root)
     speedrun(options, resume=resume, chat=chat)
 
 
