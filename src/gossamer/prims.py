@@ -18,8 +18,8 @@ from gossamer.ir.op import CONSTANT, IOTA, TABLE, Op
 __all__ = ["add", "arange", "argsort", "broadcast", "cast", "concat", "const", "detach", "div",
            "equal", "expand", "flat_slope", "flip", "full", "iota", "logical_and", "logical_not",
            "logical_or", "matmul_nodes", "move_axis", "mul", "narrow", "neg", "op", "pad",
-           "permute", "reduce_max", "reduce_min", "reduce_sum", "reshape", "row_major", "scalar_value", "scan",
-           "scatter_add", "select", "slice_", "sub", "take", "where"]
+           "permute", "reduce_max", "reduce_min", "reduce_sum", "reshape", "row_major",
+           "scalar_value", "scan", "scatter_add", "select", "slice_", "sub", "take", "where"]
 
 
 def op(name: str) -> Op:
