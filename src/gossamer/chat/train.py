@@ -87,7 +87,8 @@ class TrainSettings:
 
 # Learning rate of the blocks' matrices and, for AdamW, the factor on the other two.
 _MATRIX_LR = {"muon": 0.02, "adamw": 0.003}
-_SMEAR_LR = 0.05  # one number a channel, from 0 to about 1 within the first hundred steps
+_VALUE_LR = 0.5  # of the value embeddings, as a factor on the token embedding's
+_SMALL_LR = 0.05  # of smear and gates: from 0 to about 1 within the first hundred steps
 _ADAMW_BETAS = (0.8, 0.97)  # of embedding and head: short memories for about a thousand steps
 
 
@@ -339,7 +340,8 @@ def build_optimizers(model: GPT, settings: TrainSettings) -> list[gs.optim.Optim
     tables = [
         {"params": [model.wte.weight], "lr": settings.embedding_lr},
         {"params": [model.head.weight], "lr": settings.head_lr},
-        {"params": [model.smear], "lr": _SMEAR_LR},
+        {"params": model.value_tables(), "lr": settings.embedding_lr * _VALUE_LR},
+        {"params": model.small_parameters(), "lr": _SMALL_LR},
     ]
     adamw = gs.optim.AdamW(tables, betas=_ADAMW_BETAS, eps=1e-10, weight_decay=0.0)
     if settings.optimizer == "muon":

@@ -59,7 +59,9 @@ def speedrun_command(
     root: Root = _ROOT,
 ) -> None:
     """From nothing to a chat model: data, tokenizer, training, test and report."""
-    options = SpeedrunOptions(minutes, name, seed, questions, optimizer, lr_scale, clip, depth, root)
+    options = SpeedrunOptions(
+        minutes, name, seed, questions, optimizer, lr_scale, clip, depth, root
+    )
     speedrun(options, resume=resume, chat=chat)
 
 

@@ -1,13 +1,15 @@
 """A GPT for chat: tokens in, the next token's scores out. Layer 6.
 
 Rotary positions, queries and keys of norm one (QK norm), a squared-relu feed-forward, norms without
-gains, no biases, a smear (each embedding takes in a learned share of the one before it, so copying
-needs one layer, not two), an output head of its own whose rows are padded to a multiple of 64,
-and projections into the residual stream that start at zero, so that the network starts as the
-identity. Optional grouped queries (fewer key than query heads).
+gains, no biases, an output head of its own whose rows are padded to a multiple of 64, and
+projections into the residual stream that start at zero, so that the network starts as the identity.
+Two things make it learn to copy and to spell early: a smear (each embedding takes in a learned
+share of the one before it) and value embeddings (every second layer's values take in a gated
+look-up of the token itself). Optional grouped queries (fewer key than query heads).
 
 Source: Vaswani et al. 2017; Su et al. 2021 (rotary); Henry et al. 2020 (QK norm); So et al. 2021
-(squared relu); Ainslie et al. 2023 (grouped queries); the recipe is nanochat's, written anew.
+(squared relu); Ainslie et al. 2023 (grouped queries); Zhou et al. 2024 (value residual); the recipe
+is nanochat's, written anew.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ __all__ = ["GPT", "GPTConfig", "KVCache", "sample_token"]
 HEAD_MULTIPLE = 64  # rows of the output head: whole tiles for the matmul
 PROMPT_MULTIPLE = 32  # prompts are padded to it: eight shapes for a context of 256
 ROTARY_BASE = 10_000.0  # Su et al. 2021; enough for contexts of a few thousand tokens
+GATE_INPUTS = 12  # channels that the gate of a value embedding looks at
+GATE_RANGE = 3.0  # its largest value; it starts in the middle
 SHARPNESS = 1.2  # queries and keys have norm one a component; nanochat's measured best factor
 
 
@@ -130,7 +134,10 @@ def rotate(x: gs.Tensor, cos: gs.Tensor, sin: gs.Tensor) -> gs.Tensor:
 
 
 class Attention(nn.Module):
-    """Causal self-attention with rotary positions and normalised queries and keys."""
+    """Causal self-attention with rotary positions and normalised queries and keys.
+
+    Every second layer, counted from the last, has a table of value embeddings.
+    """
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
@@ -140,15 +147,19 @@ class Attention(nn.Module):
         self.k = nn.Linear(config.n_embd, kv_width, bias=False)
         self.v = nn.Linear(config.n_embd, kv_width, bias=False)
         self.proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
+        self.table, self.gate = None, None
+        if (config.n_layer - 1 - layer) % 2 == 0:
+            self.table = nn.Embedding(config.vocab_size, kv_width)
+            self.gate = nn.Linear(min(GATE_INPUTS, config.n_embd), config.kv_heads, bias=False)
 
     def forward(
-        self, x: gs.Tensor, cos: gs.Tensor, sin: gs.Tensor, cache: KVCache | None
+        self, x: gs.Tensor, ids: gs.Tensor, cos: gs.Tensor, sin: gs.Tensor, cache: KVCache | None
     ) -> gs.Tensor:
         B, T, D = x.shape
         K = self.config.head_dim
         q = self.q(x).view(B, T, -1, K).transpose(1, 2)  # (B, H, T, K)
         k = self.k(x).view(B, T, -1, K).transpose(1, 2)  # (B, H_kv, T, K)
-        v = self.v(x).view(B, T, -1, K).transpose(1, 2)
+        v = self._values(x, ids).view(B, T, -1, K).transpose(1, 2)
         q = norm(rotate(q, cos, sin)) * SHARPNESS
         k = norm(rotate(k, cos, sin)) * SHARPNESS
         if cache is not None:
@@ -158,6 +169,15 @@ class Attention(nn.Module):
             enable_gqa=self.config.kv_heads != self.config.n_head,
         )
         return self.proj(y.transpose(1, 2).reshape(B, T, D))
+
+    def _values(self, x: gs.Tensor, ids: gs.Tensor) -> gs.Tensor:
+        """(B, T, H_kv K): projections, plus the tokens' value embeddings times a gate per head."""
+        v = self.v(x)
+        if self.table is None or self.gate is None:
+            return v
+        gate = GATE_RANGE * gs.sigmoid(self.gate(x[..., :GATE_INPUTS]))  # (B, T, H_kv)
+        table = self.table(ids).view(*gate.shape, -1)  # (B, T, H_kv, K)
+        return v + (gate[..., None] * table).flatten(-2)
 
 
 class FeedForward(nn.Module):
@@ -181,9 +201,9 @@ class Block(nn.Module):
         self.mlp = FeedForward(config)
 
     def forward(
-        self, x: gs.Tensor, cos: gs.Tensor, sin: gs.Tensor, cache: KVCache | None
+        self, x: gs.Tensor, ids: gs.Tensor, cos: gs.Tensor, sin: gs.Tensor, cache: KVCache | None
     ) -> gs.Tensor:
-        x = x + self.attn(norm(x), cos, sin, cache)
+        x = x + self.attn(norm(x), ids, cos, sin, cache)
         return x + self.mlp(norm(x))
 
 
@@ -222,6 +242,9 @@ class GPT(nn.Module):
             nn.init.uniform_(block.mlp.fc.weight, -0.4 * bound, 0.4 * bound)
             nn.init.zeros_(block.attn.proj.weight)
             nn.init.zeros_(block.mlp.proj.weight)
+            if block.attn.table is not None:
+                nn.init.uniform_(block.attn.table.weight, -bound, bound)
+                nn.init.zeros_(block.attn.gate.weight)
 
     def forward(
         self, ids: gs.Tensor, cache: KVCache | None = None, valid: int | None = None
@@ -260,7 +283,7 @@ class GPT(nn.Module):
             before = cache.last
         x = e + self.smear * gs.cat([before, e[:, :-1]], dim=1)
         for block in self.blocks:
-            x = block(x, cos, sin, cache)
+            x = block(x, ids, cos, sin, cache)
         if cache is not None:
             count = T if valid is None else valid
             cache.end(count, e.index_select(1, gs.tensor([count - 1])))
@@ -280,7 +303,20 @@ class GPT(nn.Module):
 
     def matrix_parameters(self) -> list[nn.Parameter]:
         """The blocks' matrices: what Muon may orthogonalise."""
-        return [p for p in self.blocks.parameters() if p.ndim == 2]
+        linears = [
+            linear for b in self.blocks
+            for linear in (b.attn.q, b.attn.k, b.attn.v, b.attn.proj, b.mlp.fc, b.mlp.proj)
+        ]
+        return [linear.weight for linear in linears]
+
+    def value_tables(self) -> list[nn.Parameter]:
+        """The value embeddings."""
+        return [b.attn.table.weight for b in self.blocks if b.attn.table is not None]
+
+    def small_parameters(self) -> list[nn.Parameter]:
+        """The smear and the gates."""
+        gates = [b.attn.gate.weight for b in self.blocks if b.attn.gate is not None]
+        return [self.smear, *gates]
 
     def count_parameters(self) -> int:
         """All parameters, the embedding included."""
