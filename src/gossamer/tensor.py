@@ -132,6 +132,9 @@ def wrap(node: Node) -> Tensor:
 
 def _step(node: Node, step: Step) -> Node:
     op, attrs = step
+    if op is RESHAPE or op is BROADCAST:  # checked by who made the step
+        return Node(op, (node,), attrs, attrs["shape"], node.dtype,
+                    node.grad and STATE.grad_enabled)
     if op is DETACH and not node.grad:
         return node
     return op(node, **attrs)
@@ -519,7 +522,7 @@ class Tensor:
         if self._node.size != 1:
             raise ShapeError(f"x.item(): x is {type_text(self._node)} with {self._node.size} "
                              "elements; it must have one. Use x.tolist(), or reduce it first.")
-        return self._value().array().item()  # type: ignore[no-any-return]
+        return self._value().array().item()
 
     def tolist(self) -> Any:
         """The values as nested lists (a number for a tensor without dimensions)."""
