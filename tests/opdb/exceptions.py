@@ -26,14 +26,45 @@ SHAPE_ONLY: dict[str, str] = {
 }
 
 # name -> (rtol, atol, reason), where float32's 1e-4 and 1e-5 are too narrow for a sound reason.
-TOLERANCE: dict[str, tuple[float, float, str]] = {}
+# Errors are the largest of the tensor over its largest value, against PyTorch in float64.
+TOLERANCE: dict[str, tuple[float, float, str]] = {
+    "logcumsumexp": (1e-3, 1e-3, "PyTorch's gradient is wrong by 6e-4, ours by 3e-5"),
+    "nn.functional.conv_transpose3d": (
+        1e-4, 1e-4, "sums of 500 products that cancel; PyTorch is wrong by 4e-7, ours by 7e-7"),
+    "nn.functional.ctc_loss": (1e-3, 1e-4, "PyTorch's gradient is wrong by 8e-5, ours by 6e-8"),
+    "nn.functional.grid_sample": (
+        1e-4, 1e-4, "differences of pixels that cancel; PyTorch is wrong by 9e-7, ours by 6e-7"),
+    "nn.functional.scaled_dot_product_attention": (
+        1e-4, 1e-4, "gradients up to 10 that cancel; PyTorch is wrong by 1e-6, ours by 3e-6"),
+}
 
 # name -> (does this sample fall under the row?, reason); `args` and `kwargs` are the sample's, the
 # input first.
 Predicate = Callable[[list[Any], dict[str, Any]], bool]
+
+
+def _argument(args: list[Any], kwargs: dict[str, Any], place: int, name: str) -> Any:
+    return args[place] if len(args) > place else kwargs.get(name)
+
+
+def _by_singular_values(args: list[Any], kwargs: dict[str, Any]) -> bool:
+    """Whether a norm is one of a matrix by its singular values."""
+    order, dim = _argument(args, kwargs, 1, "ord"), _argument(args, kwargs, 2, "dim")
+    order = kwargs.get("p", order)
+    matrix = len(dim) == 2 if isinstance(dim, (list, tuple)) else dim is None and args[0].ndim == 2
+    return order == "nuc" or (order in (2, -2) and matrix)
+
+
+_NO_SVD = "norms by singular values are not there yet, and say so"
 SKIP_SAMPLE: dict[str, tuple[Predicate, str]] = {
     "nn.functional.scaled_dot_product_attention": (
         lambda args, kwargs: kwargs.get("dropout_p", 0.0) > 0.0, "random: attention dropout"),
+    "linalg.matrix_norm": (
+        lambda args, kwargs: _argument(args, kwargs, 1, "ord") in (2, -2, "nuc"), _NO_SVD),
+    "linalg.norm": (_by_singular_values, _NO_SVD),
+    "norm": (lambda args, kwargs: _argument(args, kwargs, 1, "p") == "nuc", _NO_SVD),
+    "linalg.matrix_power": (
+        lambda args, kwargs: args[1] < 0, "inverses are not there yet, and say so"),
 }
 
 # name -> (the sample's positional arguments as they are put to both sides, reason).
