@@ -49,20 +49,25 @@ def realize(nodes: Sequence[Node]) -> None:
     if not wanted:
         return
     order = toposort(wanted, stop=_has_value)
-    tracing = MODES.tracing is not None and any(n.value is not None for n in order)
-    if tracing or _unknown(order) is not None:
+    shown = {id(n): n for n in wanted}
+    unknown = False
+    for n in order:
+        if n.value is None:
+            if n.op is INPUT:
+                unknown = True
+            elif n.inputs and n.owner is not None and n.owner() is not None:
+                shown[id(n)] = n
+        elif n.value is META:
+            META.array()
+        elif MODES.tracing is not None:
+            unknown = True
+    if unknown:
         name, line = user_line(wanted[0])
         raise TraceError(f"reading a value while tracing ({name}:{line}): inside gs.compile or "
                          "gs.vmap the values of the arguments are not known. Use gs.where instead "
                          "of `if`, or move the reading out of the traced function.")
-    if any(n.value is META for n in order):
-        META.array()
-    shown = {id(n): n for n in wanted}
-    for n in order:
-        if n.value is None and n.inputs and n.owner is not None and n.owner() is not None:
-            shown.setdefault(id(n), n)
     outputs = list(shown.values())
-    evaluate(outputs)
+    evaluate(outputs, order)
     for n in outputs:
         if not n.grad or n.op.name == "leaf":  # nobody will differentiate what computed it
             n.inputs = ()

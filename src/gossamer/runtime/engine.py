@@ -19,7 +19,7 @@ from gossamer.compile.pipeline import compile_graph
 from gossamer.core.settings import setting
 from gossamer.ir.node import STATE, Node, toposort
 from gossamer.ir.op import CONSTANT, INPUT
-from gossamer.runtime import reference
+from gossamer.runtime import reference, threads
 from gossamer.runtime.data import Data
 from gossamer.runtime.execute import float_bits
 from gossamer.runtime.program import Program, host_target
@@ -63,9 +63,9 @@ class Canonical:
     def literals(self) -> tuple[str, ...]:
         return tuple(repr(n.attrs["value"]) for n in self.order if n.op is CONSTANT)
 
-    def __init__(self, roots: Sequence[Node]) -> None:
+    def __init__(self, roots: Sequence[Node], order: Sequence[Node] | None = None) -> None:
         self.roots = list(roots)
-        self.order = toposort(roots, stop=_in_memory)
+        self.order = toposort(roots, stop=_in_memory) if order is None else order
         self.leaves: list[Node] = []
         self.params: list[int] = []
         numbers: dict[int, int] = {}
@@ -138,9 +138,20 @@ def _word(value: Any, node: Node) -> int:
     return float_bits(float(value)) if node.dtype.kind == "f" else int(value)
 
 
+_thread_count = (-1, 0)  # (generation of the pool's settings, threads)
+
+
+def _threads() -> int:
+    """`get_num_threads`, asked again only when something changed."""
+    global _thread_count
+    if _thread_count[0] != threads.generation:
+        _thread_count = (threads.generation, get_num_threads())
+    return _thread_count[1]
+
+
 def program_for(graph: Canonical) -> Program:
     """The program of a structure, compiled at first use; shapes are not compiled in."""
-    key = (graph.key, get_num_threads())
+    key = (graph.key, _threads())
     with _lock:
         program = _programs.get(key)
         if program is not None:
@@ -159,8 +170,12 @@ def cached_programs() -> int:
     return len(_programs)
 
 
-def evaluate(roots: Sequence[Node]) -> None:
+def evaluate(roots: Sequence[Node], order: Sequence[Node] | None = None) -> None:
     """Compute `value` of each root.
+
+    Args:
+        roots: nodes without a value.
+        order: the graph under them, inputs first, down to what is in memory (if it is at hand).
 
     Raises:
         IndexingError: an index read from data was out of range.
@@ -170,7 +185,7 @@ def evaluate(roots: Sequence[Node]) -> None:
         for node, array in zip(roots, reference.evaluate(list(roots)), strict=True):
             node.value = Data.from_array(array.astype(node.dtype.numpy), node.dtype)
         return
-    graph = Canonical(roots)
+    graph = Canonical(roots, order)
     program = program_for(graph)
     values = program.run([leaf.value for leaf in graph.leaves], graph.params)
     for node, value in zip(roots, values, strict=True):

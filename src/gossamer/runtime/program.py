@@ -81,8 +81,8 @@ class Program:
             if held is None:
                 held = buffers[b] = allocate(compiled.sizes[b])
             pointers.append(held.address)
-        arena = allocate(self.arena_bytes)
-        pointers.append(arena.address)
+        arena = allocate(self.arena_bytes) if self.arena_bytes else None
+        pointers.append(arena.address if arena is not None else 0)
         self.executable.run(pointers, params)
         for b, message in compiled.checks:
             if buffers[b].as_numpy(np.dtype(np.bool_), ())[()]:
@@ -107,7 +107,7 @@ def _renumbered(call: Call, inputs: int, place: dict[int, int], offsets: dict[in
         if isinstance(w, tuple):
             return tuple(word(x) for x in w)  # type: ignore[misc]
         if not isinstance(w, BufferRef) or w.index < inputs:
-            return w  # type: ignore[no-any-return]
+            return w
         if w.index in place:
             return BufferRef(place[w.index], w.offset)
         return BufferRef(arena, offsets[w.index] + w.offset)
