@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import gcd
 from typing import Any
 
 __all__ = ["Atom", "Condition", "Index", "Quotient", "Read", "Remainder", "Var", "const",
@@ -159,6 +160,15 @@ class Index:
         quotient, remainder = divmod(self.constant, divisor)
         return Index(quotient, whole), Index(remainder, rest)
 
+    def _coarse(self, divisor: int) -> tuple[Index, Index, int] | None:
+        """(big, small, grain): self = grain * big + small with 0 <= small < grain and grain a
+        divisor of `divisor`: then small does not reach the quotient, nor big what it leaves."""
+        for grain in sorted({gcd(k, divisor) for k in self.terms.values()}, reverse=True):
+            big, small = self._split(grain)
+            if 1 < grain < divisor and big.terms and 0 <= small.low and small.high < grain:
+                return big, small, grain
+        return None
+
     def __floordiv__(self, divisor: int) -> Index:
         if divisor == 1:
             return self
@@ -167,6 +177,10 @@ class Index:
             return whole
         if not rest.terms:
             return whole + rest.constant // divisor
+        coarse = rest._coarse(divisor)
+        if coarse is not None:
+            big, _, grain = coarse
+            return whole + big // (divisor // grain)
         if rest.constant == 0 and len(rest.terms) == 1:
             (atom, k), = rest.terms.items()
             if k == 1 and isinstance(atom, Quotient):  # (x // a) // b = x // (a * b)
@@ -181,6 +195,10 @@ class Index:
             return rest
         if not rest.terms:
             return const(rest.constant % divisor)
+        coarse = rest._coarse(divisor)
+        if coarse is not None:
+            big, small, grain = coarse
+            return big % (divisor // grain) * grain + small
         return Index(0, {Remainder(rest, divisor): 1})
 
     def substitute(self, values: dict[Atom, Index]) -> Index:
