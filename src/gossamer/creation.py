@@ -99,7 +99,7 @@ def finish(node: Node, device: Any, requires_grad: bool = False) -> Tensor:
         node = BUFFER(shape=node.shape, dtype=node.dtype)
         node.value = META
     made = wrap(node)
-    return made.requires_grad_() if requires_grad else made  # type: ignore[no-any-return]
+    return made.requires_grad_() if requires_grad else made
 
 
 @public(method=False)

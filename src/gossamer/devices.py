@@ -47,9 +47,12 @@ class Device:
 
     __slots__ = ("_before", "index", "type")
 
+    type: str
+    index: int | None
+
     def __init__(self, type: str | Device, index: int | None = None) -> None:
         if isinstance(type, Device):
-            type, index = type.type, type.index
+            index, type = type.index, type.type
         name, _, number = type.partition(":")
         if name not in _KNOWN or number and not number.isdigit():
             raise DeviceError(f"device({type!r}): no such device. Gossamer has 'cpu' and 'meta'.")

@@ -113,7 +113,7 @@ def with_out(fn: F) -> F:
     def wrapped(*args: Any, out: Tensor | None = None, **kwargs: Any) -> Tensor:
         made = fn(*args, **kwargs)
         if out is None:
-            return made  # type: ignore[no-any-return]
+            return made
         return write_out(out, made._read(), f"gs.{fn.__name__}")
     return wrapped  # type: ignore[return-value]
 
@@ -279,7 +279,7 @@ def axis_of(dim: Any, ndim: int, name: str, what: str = "dim") -> int:
         raise IndexingError(f"{name}: {what}={dim}, but the tensor has {ndim} "
                             f"dimension{'s' if ndim != 1 else ''}; it must lie between {-extent} "
                             f"and {extent - 1}.")
-    return dim % extent  # type: ignore[no-any-return]
+    return dim % extent
 
 
 def axes_of(dim: Any, ndim: int, name: str) -> tuple[int, ...]:

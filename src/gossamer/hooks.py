@@ -34,7 +34,7 @@ def hooks_of(tensor: Tensor) -> Hooks:
     """The hooks of `tensor`, made if there are none."""
     if tensor._hooks is None:
         tensor._hooks = Hooks()
-    return tensor._hooks  # type: ignore[no-any-return]
+    return tensor._hooks
 
 
 class RemovableHandle:

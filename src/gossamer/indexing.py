@@ -95,7 +95,7 @@ def _bound(value: Any) -> int | None:
 
 def split_index(shape: Shape, key: Any) -> tuple[tuple[Step, ...], Shape, Advanced]:
     """The basic part of a key as view steps, the shape after it, and the advanced part."""
-    starts, stops, steps = [], [], []
+    cuts: list[tuple[int, int, int]] = []  # (start, stop, step), all axes of x
     sliced: list[int] = []  # extents after the slice step, all axes of x
     kept: list[int] = []  # extents after the reshape step
     advanced: Advanced = []
@@ -116,8 +116,9 @@ def split_index(shape: Shape, key: Any) -> tuple[tuple[Step, ...], Shape, Advanc
                 continue
             advanced.append((len(kept), item))
             for n in shape[axis:axis + item.ndim]:
-                starts.append(0), stops.append(n), steps.append(1)
-                sliced.append(n), kept.append(n)
+                cuts.append((0, n, 1))
+                sliced.append(n)
+                kept.append(n)
             axis += item.ndim
             continue
         n = shape[axis]
@@ -130,12 +131,13 @@ def split_index(shape: Shape, key: Any) -> tuple[tuple[Step, ...], Shape, Advanc
             kept.append(n)
         else:
             a, b, s = _one(item, n, axis)
-        starts.append(a), stops.append(b), steps.append(s)
+        cuts.append((a, b, s))
         sliced.append(max(0, -(-(b - a) // s)))
         axis += 1
     found: tuple[Step, ...] = ()
-    if tuple(sliced) != shape or any(s != 1 for s in steps):
-        found = ((SLICE, {"starts": tuple(starts), "stops": tuple(stops), "steps": tuple(steps)}),)
+    if tuple(sliced) != shape or any(s != 1 for *_, s in cuts):
+        starts, stops, steps = zip(*cuts, strict=True)
+        found = ((SLICE, {"starts": starts, "stops": stops, "steps": steps}),)
     return found + reshape_steps(tuple(sliced), tuple(kept)), tuple(kept), advanced
 
 

@@ -190,7 +190,7 @@ def _reduce(self: Tensor, protocol: int) -> tuple[Any, ...]:
 def _deepcopy(self: Tensor, memo: dict[int, Any]) -> Tensor:
     found = memo.get(id(self))
     if found is not None:
-        return found  # type: ignore[no-any-return]
+        return found
     if not self.is_leaf:
         raise GradientError(f"copy.deepcopy(x): x is {type_text(self._node)}, the result of an "
                             "operation that requires grad. Only leaves can be copied; use "

@@ -164,7 +164,8 @@ def addcdiv(input: Tensor, tensor1: Any, tensor2: Any, *, value: Any = 1) -> Ten
 @with_out
 def xlogy(input: Any, other: Any) -> Tensor:
     """`input * log(other)`, 0 where input is 0, also at other = 0; NaN where other is NaN."""
-    return wrap(_times_log(*operands("gs.xlogy", (input, other), "float"), "log"))
+    x, y = operands("gs.xlogy", (input, other), "float")
+    return wrap(_times_log(x, y, "log"))
 
 
 def _times_log(x: Node, y: Node, log: str) -> Node:
@@ -179,7 +180,8 @@ def _times_log(x: Node, y: Node, log: str) -> Node:
 @with_out
 def logaddexp(input: Tensor, other: Tensor) -> Tensor:
     """`log(e^input + e^other)` without overflow."""
-    return wrap(_log_add(*operands("gs.logaddexp", (input, other), "float"), "exp", "log1p"))
+    x, y = operands("gs.logaddexp", (input, other), "float")
+    return wrap(_log_add(x, y, "exp", "log1p"))
 
 
 @public(inplace=True)
@@ -414,7 +416,7 @@ def isreal(input: Tensor) -> Tensor:
 @public(inplace=True)
 def xor(input: Tensor, other: Any) -> Tensor:
     """`input ^ other`."""
-    return PUBLIC["bitwise_xor"](input, other)  # type: ignore[no-any-return]
+    return PUBLIC["bitwise_xor"](input, other)
 
 
 @public()
@@ -459,7 +461,7 @@ def cov(input: Tensor, *, correction: int = 1, fweights: Tensor | None = None,
         scale = total - correction
     scale = scale.clamp(min=0) if isinstance(scale, Tensor) else max(scale, 0.0)
     made = (weighted @ centred.mT) / scale
-    return made.squeeze() if x.ndim < 2 else made  # type: ignore[no-any-return]
+    return made.squeeze()  # one variable: its variance, without dimensions, as PyTorch
 
 
 attach("cov", cov)
@@ -470,6 +472,6 @@ def corrcoef(input: Tensor) -> Tensor:
     """The matrix of correlation coefficients of variables in rows."""
     c = cov(input)
     if c.ndim == 0:
-        return c / c  # type: ignore[no-any-return]
+        return c / c
     d = c.diagonal().sqrt()
-    return clamp(c / d.unsqueeze(1) / d.unsqueeze(0), -1, 1)  # type: ignore[no-any-return]
+    return clamp(c / d.unsqueeze(1) / d.unsqueeze(0), -1, 1)

@@ -103,7 +103,7 @@ def trace(input: Tensor) -> Tensor:
     """The sum of the main diagonal of a matrix."""
     if node_of(input, "gs.trace").ndim != 2:
         raise ShapeError(f"gs.trace: x is {type_text(input._node)}; it must be a matrix.")
-    return _diagonal(input).sum()  # type: ignore[no-any-return]
+    return _diagonal(input).sum()
 
 
 @public(method=False)
@@ -112,7 +112,7 @@ def vander(x: Tensor, N: int | None = None, increasing: bool = False) -> Tensor:
     if node_of(x, "gs.vander").ndim != 1:
         raise ShapeError(f"gs.vander: x is {type_text(x._node)}; it must be a vector.")
     made = linalg_vander(x, N=N)
-    return made if increasing else made.flip(1)  # type: ignore[no-any-return]
+    return made if increasing else made.flip(1)
 
 
 def linalg_vander(x: Tensor, *, N: int | None = None) -> Tensor:
@@ -222,13 +222,13 @@ def linalg_norm(A: Tensor, ord: Any = None, dim: Any = None, keepdim: bool = Fal
 
 def vecdot(x: Tensor, y: Tensor, *, dim: int = -1) -> Tensor:
     """linalg.vecdot: inner products along `dim`."""
-    return (x * y).sum(dim)  # type: ignore[no-any-return]
+    return (x * y).sum(dim)
 
 
 def linalg_cross(input: Tensor, other: Tensor, *, dim: int = -1) -> Tensor:
     """linalg.cross: the cross product along `dim`."""
     a, b = input.broadcast_to((input * other).shape), other
-    return a.cross(b, dim)  # type: ignore[no-any-return]
+    return a.cross(b, dim)
 
 
 def linalg_diagonal(A: Tensor, *, offset: int = 0, dim1: int = -2, dim2: int = -1) -> Tensor:
@@ -251,7 +251,7 @@ def multi_dot(tensors: Any) -> Tensor:
     made = _in_order(parts, _best_split(sizes), 0, len(parts) - 1)
     if row:
         made = made.squeeze(0)
-    return made.squeeze(-1) if column else made  # type: ignore[no-any-return]
+    return made.squeeze(-1) if column else made
 
 
 def _best_split(sizes: list[int]) -> dict[tuple[int, int], int]:

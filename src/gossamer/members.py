@@ -66,10 +66,16 @@ attach("is_contiguous", lambda self, memory_format=None: is_contiguous(self))
 attach("itemsize", property(lambda self: self._node.dtype.itemsize, doc="Bytes of one element."))
 attach("nbytes", property(lambda self: self._node.dtype.itemsize * self._node.size,
                           doc="Bytes of all elements."))
+
+
+def _always(value: Any) -> property:
+    return property(lambda self: value, doc=f"Always {value!r} here.")
+
+
 for _name, _value in (("is_cuda", False), ("is_sparse", False), ("is_quantized", False),
                       ("is_nested", False), ("is_mps", False), ("layout", "strided"),
                       ("names", ()), ("output_nr", 0), ("is_cpu", True)):
-    attach(_name, property(lambda self, value=_value: value, doc=f"Always {_value!r} here."))
+    attach(_name, _always(_value))
 
 
 def _base(self: Tensor) -> Tensor | None:
@@ -315,14 +321,14 @@ def realize_(self: Tensor) -> Tensor:
 @public(method=False)
 def result_type(a: Any, b: Any) -> DType:
     """The dtype of `a + b`."""
-    return PUBLIC["add"](a, b)._node.dtype  # type: ignore[no-any-return]
+    return PUBLIC["add"](a, b)._node.dtype
 
 
 @public(method=False)
 def promote_types(type1: Any, type2: Any) -> DType:
     """The smallest dtype that holds both."""
     one, two = (full_tensor((1,), 0, as_dtype(t), None) for t in (type1, type2))
-    return PUBLIC["add"](one, two)._node.dtype  # type: ignore[no-any-return]
+    return PUBLIC["add"](one, two)._node.dtype
 
 
 @public(method=False)

@@ -182,7 +182,7 @@ class inference_mode(_Mode):
         self._before: list[tuple[bool, bool]] = []
 
     def _again(self) -> _Mode:
-        return inference_mode(self._mode)  # type: ignore[no-any-return]
+        return inference_mode(self._mode)
 
     def __enter__(self) -> None:
         self._before.append((STATE.grad_enabled, MODES.inference))

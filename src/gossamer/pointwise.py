@@ -330,7 +330,7 @@ def positive(input: Any) -> Tensor:
     """positive: `input` itself; not defined for bool."""
     if node_of(input, "gs.positive").dtype is bool_:
         raise DTypeError("gs.positive: got a bool tensor; it is not defined for bool.")
-    return input  # type: ignore[no-any-return]
+    return input
 
 
 # ---------------------------------------------------------------------------- Python's operators

@@ -156,7 +156,7 @@ def outer(input: Tensor, vec2: Tensor) -> Tensor:
     a, b = node_of(input, "gs.outer"), node_of(vec2, "gs.outer", "vec2")
     if a.ndim != 1 or b.ndim != 1:
         raise ShapeError(f"gs.outer: got {type_text(a)} and {type_text(b)}; both must be vectors.")
-    return input.reshape(-1, 1) * vec2  # type: ignore[no-any-return]
+    return input.reshape(-1, 1) * vec2
 
 
 def _added(name: str, ranks: tuple[int, int], doc: str) -> None:
@@ -182,7 +182,7 @@ def _added(name: str, ranks: tuple[int, int], doc: str) -> None:
             shape = broadcast_shapes(f"gs.{name}", [node_of(input, f"gs.{name}").shape,
                                                     made._node.shape])
             return wrap(prims.expand(made._node, shape))
-        return (input if beta == 1 else input * beta) + made  # type: ignore[no-any-return]
+        return (input if beta == 1 else input * beta) + made
     fn.__name__ = fn.__qualname__ = name
     fn.__doc__ = doc
     public(inplace=True)(with_out(fn))
@@ -400,7 +400,7 @@ def cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str | None = Non
         raise ShapeError(f"gs.cdist: got {type_text(a)} and {type_text(b)}; both need at least 2 "
                          "dimensions, and equal last ones.")
     gap = x1.unsqueeze(-2) - x2.unsqueeze(-3)
-    return gap.norm(float(number(p, "gs.cdist")), -1)  # type: ignore[no-any-return]
+    return gap.norm(float(number(p, "gs.cdist")), -1)
 
 
 @public()

@@ -398,7 +398,7 @@ def jacrev(func: Callable[..., Any], argnums: int = 0) -> Callable[..., Tensor]:
         x = args[argnums]
         value, pull = vjp(_on_one(func, argnums, args), x)
         rows = vmap(lambda g: pull(g)[0])(_basis(value._node.shape, value._node.dtype))
-        return rows.reshape(*value._node.shape, *x._node.shape)  # type: ignore[no-any-return]
+        return rows.reshape(*value._node.shape, *x._node.shape)
     return wrapped
 
 
@@ -411,7 +411,7 @@ def jacfwd(func: Callable[..., Any], argnums: int = 0) -> Callable[..., Tensor]:
         columns = vmap(lambda t: jvp(one, (x,), (t,))[1], out_dims=-1)(
             _basis(x._node.shape, x._node.dtype))
         shape = (*columns._node.shape[:-1], *x._node.shape)
-        return columns.reshape(shape)  # type: ignore[no-any-return]
+        return columns.reshape(shape)
     return wrapped
 
 

@@ -177,11 +177,11 @@ def load_llama2c(path: str | Path) -> Llama:
     if len(data) < 28:
         raise CheckpointError(f"load_llama2c({str(path)!r}): {len(data)} bytes; the head alone has "
                               "28. Copy the file again.")
-    head = struct.unpack("<7i", data[:28])
-    config = LlamaConfig(*head[:5], abs(head[5]), head[6], tied=head[5] > 0)
+    dim, hidden, layers, heads, kv_heads, vocab, length = struct.unpack("<7i", data[:28])
+    config = LlamaConfig(dim, hidden, layers, heads, kv_heads, abs(vocab), length, tied=vocab > 0)
     # A width is a multiple of two per head: rotary positions turn pairs.
-    if (min(*head[:5], abs(head[5]), head[6]) <= 0 or config.dim % (2 * config.n_heads)
-            or config.n_heads % config.n_kv_heads):
+    if (min(dim, hidden, layers, heads, kv_heads, abs(vocab), length) <= 0
+            or dim % (2 * heads) or heads % kv_heads):
         raise CheckpointError(f"load_llama2c({str(path)!r}): the head says {config}, which is no "
                               "model. Is it another file?")
     shapes = _layout(config)
@@ -218,7 +218,8 @@ def _layout(config: LlamaConfig) -> list[tuple[str, tuple[int, ...]]]:
 def _state(data: bytes, shapes: list[tuple[str, tuple[int, ...]]],
            layers: int) -> dict[str, gs.Tensor]:
     """The file's arrays by parameter name."""
-    state, offset = {}, 28
+    state: dict[str, gs.Tensor] = {}
+    offset = 28
     for name, shape in shapes:
         size = int(np.prod(shape))
         array = np.frombuffer(data, "<f4", size, offset).reshape(shape).astype(np.float32)

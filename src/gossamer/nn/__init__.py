@@ -3,8 +3,8 @@
 Names, defaults and state_dict keys are those of torch.nn, so weights interchange.
 """
 
-# ruff: noqa: F401, F403
-from gossamer.nn import functional, init, utils
+# ruff: noqa: F403
+from gossamer.nn import functional as functional, init as init, utils as utils
 from gossamer.nn.activation import *
 from gossamer.nn.attention import *
 from gossamer.nn.containers import *
@@ -20,6 +20,6 @@ from gossamer.nn.pooling import *
 from gossamer.nn.rnn import *
 from gossamer.nn.shape import *
 from gossamer.nn.transformer import *
-from gossamer.tensor import Parameter
+from gossamer.tensor import Parameter as Parameter
 
 __all__ = [name for name in dir() if not name.startswith("_") and name != "annotations"]

@@ -146,7 +146,8 @@ class ModuleList(_Numbered):
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return type(self)(list(self._modules.values())[index])
+            children: list[Any] = list(self._modules.values())
+            return type(self)(children[index])
         return self._modules[self._key(index)]
 
     def __add__(self, other: Iterable[Module]) -> ModuleList:

@@ -94,7 +94,7 @@ class _ConvNd(Module):
         padding = self.padding
         if self.padding_mode != "zeros":
             input, padding = F.pad(input, self._around, self.padding_mode), 0
-        return function(  # type: ignore[no-any-return]
+        return function(
             input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
 
     def extra_repr(self) -> str:
@@ -194,7 +194,7 @@ class _ConvTranspose(_ConvNd):
 
     def _transpose(self, function: Any, input: Tensor,
                    output_size: Sequence[int] | None) -> Tensor:
-        return function(  # type: ignore[no-any-return]
+        return function(
             input, self.weight, self.bias, self.stride, self.padding,
             self._output_padding(input, output_size), self.groups, self.dilation)
 

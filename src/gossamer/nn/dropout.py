@@ -21,7 +21,7 @@ class _Dropout(Module):
         self.p, self.inplace = p, inplace
 
     def forward(self, input: Tensor) -> Tensor:
-        return getattr(F, self._function)(  # type: ignore[no-any-return]
+        return getattr(F, self._function)(
             input, self.p, self.training, self.inplace)
 
     def extra_repr(self) -> str:

@@ -115,7 +115,7 @@ class Module:
     def __delattr__(self, name: str) -> None:
         for table in (self._parameters, self._buffers, self._modules):
             if name in table:
-                del table[name]  # type: ignore[attr-defined]
+                del table[name]
                 self._non_persistent_buffers_set.discard(name)
                 return
         object.__delattr__(self, name)
@@ -258,15 +258,15 @@ class Module:
                                      f"{type(module).__name__}, which has "
                                      f"{', '.join(module._modules) or 'none'}.")
             module = getattr(module, name)
-        return module  # type: ignore[no-any-return]
+        return module
 
     def get_parameter(self, target: str) -> Parameter:
         """The parameter at a dotted path."""
-        return self._get_member(target, "_parameters", "parameter")  # type: ignore[no-any-return]
+        return self._get_member(target, "_parameters", "parameter")
 
     def get_buffer(self, target: str) -> Tensor:
         """The buffer at a dotted path."""
-        return self._get_member(target, "_buffers", "buffer")  # type: ignore[no-any-return]
+        return self._get_member(target, "_buffers", "buffer")
 
     def _get_member(self, target: str, table: str, what: str) -> Any:
         path, _, name = target.rpartition(".")

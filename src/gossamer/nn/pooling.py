@@ -21,6 +21,9 @@ __all__ = [
 class _Windowed(Stateless):
     """Pools whose stride is the kernel size unless given."""
 
+    kernel_size: Any
+    stride: Any
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.stride is None:
@@ -177,7 +180,7 @@ class _MaxUnpool(Module):
         self.stride = kernel_size if stride is None else stride
 
     def forward(self, input: Tensor, indices: Tensor, output_size: Any = None) -> Tensor:
-        return getattr(F, self._function)(  # type: ignore[no-any-return]
+        return getattr(F, self._function)(
             input, indices, self.kernel_size, self.stride, self.padding, output_size)
 
     def extra_repr(self) -> str:

@@ -146,7 +146,8 @@ def load_tree(root: Module, state: Mapping[str, Any], strict: bool,
 
     def load(module: Module, local: dict[str, Any], prefix: str) -> None:
         for hook, with_module in module._load_state_dict_pre_hooks.values():
-            args = (local, prefix, {}, True, report.missing, report.unexpected, report.errors)
+            args = (local, prefix, dict[str, Any](), True, report.missing, report.unexpected,
+                    report.errors)
             hook(module, *args) if with_module else hook(*args)
         module._load_from_state_dict(local, prefix, {"assign_to_params_buffers": assign}, True,
                                      report.missing, report.unexpected, report.errors)

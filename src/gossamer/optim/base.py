@@ -108,7 +108,7 @@ class Optimizer:
 
     def __init__(self, params: Iterable[Any], defaults: Group) -> None:
         self.defaults = defaults
-        self.state: defaultdict[Tensor, State] = defaultdict(dict)
+        self.state: defaultdict[Any, State] = defaultdict(dict)
         self.param_groups: list[Group] = []
         self._pre_hooks: OrderedDict[int, Any] = OrderedDict()
         self._post_hooks: OrderedDict[int, Any] = OrderedDict()
@@ -247,7 +247,7 @@ class Optimizer:
         fresh = group.get("_fresh")
         if fresh is None:
             fresh = group["_fresh"] = gf.zeros((), dtype=float32)
-        return fresh  # type: ignore[no-any-return]
+        return fresh
 
     def _advance(self, live: list[Tensor], group: Group, hypers: dict[int, Hyper]) -> list[Tensor]:
         """Add 1 to the counts of the live parameters, each shared count once."""

@@ -82,7 +82,7 @@ def _builtin(address: int) -> Callable[[int], Any] | None:
     _definitions.append(definition)
     make = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_void_p,
                              ctypes.c_void_p)(("PyCFunction_NewEx", ctypes.pythonapi))
-    return make(ctypes.addressof(definition), None, None)  # type: ignore[no-any-return]
+    return make(ctypes.addressof(definition), None, None)
 
 
 @functools.cache

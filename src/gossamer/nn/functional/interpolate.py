@@ -63,7 +63,7 @@ def interpolate(input: Tensor, size: Any = None, scale_factor: Any = None, mode:
                          "should be greater than 0.")
     if mode == "area":
         pools: Any = (adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d)
-        return pools[n - 1](input, sizes)  # type: ignore[no-any-return]
+        return pools[n - 1](input, sizes)
     work = input if input.dtype in (float32, float64) or "nearest" in mode else input.to(float32)
     for i in range(n):
         work = _resize(work, 2 + i, sizes[i], scales[i], mode, bool(align_corners), antialias)
@@ -105,7 +105,7 @@ def _resize(x: Tensor, dim: int, count: int, scale: float | None, mode: str, ali
     for index, weight in taps:
         part = x.index_select(dim, index) * weight.reshape([-1] + [1] * after)
         total = part if total is None else total + part
-    return total  # type: ignore[no-any-return]
+    return total
 
 
 def _nearest(length: int, count: int, scale: float | None, exact: bool) -> Tensor:

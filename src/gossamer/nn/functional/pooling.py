@@ -115,7 +115,7 @@ def _flat_positions(offset: Tensor, extents: tuple[int, ...], kernel: tuple[int,
         start = gf.arange(count) * stride[i] - padding[i]
         start = start.reshape([-1] + [1] * (n - 1 - i))
         position = position * extents[i] + start + within * dilation[i]
-    return position  # type: ignore[no-any-return]
+    return position
 
 
 def _make_max_pool(n: int) -> tuple[Any, Any]:
@@ -259,7 +259,7 @@ def _max_unpool(name: str, n: int, input: Tensor, indices: Tensor, kernel_size: 
                          f"{shape_of(indices)}; they must be equal.")
     lead = shape_of(input)[:-n]
     plane = _Unpool.apply(input.flatten(-n), indices.flatten(-n), math.prod(size))
-    return plane.reshape(*lead, *size)  # type: ignore[no-any-return]
+    return plane.reshape(*lead, *size)
 
 
 class _Unpool(Function):

@@ -180,7 +180,7 @@ def grid_sample(input: Tensor, grid: Tensor, mode: str = "bilinear", padding_mod
             weight = weight * w
         total = total + _read(input, indices, extents) * (
             weight.unsqueeze(1) if isinstance(weight, Tensor) else weight)
-    return total  # type: ignore[no-any-return]
+    return total
 
 
 def _unnormalize(x: Tensor, extent: int, align: bool) -> Tensor:
