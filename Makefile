@@ -4,6 +4,8 @@
 # Knobs: PYTHON=python3.12  PIP_ARGS="--no-index"  JOBS=4  MINUTES=5  ARGS="-k softmax"
 
 MINUTES  ?= 10
+COUNT    ?= 10000
+SEED     ?= 1
 JOBS     ?= 2
 ARGS     ?=
 PIP_ARGS ?=
@@ -75,8 +77,8 @@ docs: $(VENV)/.stamp-dev  ## write docs/reference from the tables in the code
 opdb: $(VENV)/.stamp-compare  ## PyTorch's operator database over Gossamer: passes, fails, exceptions
 	$(PY) -m tests.opdb $(ARGS)
 
-fuzz: $(VENV)/.stamp-compare  ## 10,000 random graphs: compiled = uncompiled = NumPy
-	$(PY) -m pytest tests/test_fuzz.py -m "slow or not slow" --hypothesis-profile=fuzz $(ARGS)
+fuzz: $(VENV)/.stamp-compare  ## COUNT (10,000) random graphs: compiled = uncompiled = NumPy = PyTorch
+	$(PY) -W ignore -m tests.fuzz --count $(COUNT) --seed $(SEED) $(ARGS)
 
 clean:  ## remove .venv and everything generated (not runs/, not the kernel cache of your user)
 	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -23,6 +23,7 @@ from gossamer.devices import CPU, META, META_DEVICE, Device, MetaValue
 from gossamer.ir.node import STATE, Node, type_text
 from gossamer.ir.op import BUFFER, TABLE, Op
 from gossamer.modes import MODES, enable_grad, inference_mode, no_grad
+from gossamer.prims import flat_slope
 from gossamer.realize import from_array, realize, settle
 from gossamer.size import Size
 
@@ -218,6 +219,7 @@ class Tensor:
     __array_priority__ = 1000  # NumPy scalars and arrays defer to our reflected operators
 
     if TYPE_CHECKING:  # attached by the sibling modules, from their tables
+        def __init__(self, *data: Any, **options: Any) -> None: ...
         def __getattr__(self, name: str) -> Any: ...
         def __getitem__(self, key: Any, /) -> Tensor: ...
         def __setitem__(self, key: Any, value: Any, /) -> None: ...
@@ -281,7 +283,7 @@ class Tensor:
         if new.owner is not None:
             new = twin(new)
         if STATE.grad_enabled and not self._leaf:
-            node = new
+            node = flat_slope(new, old) if old.grad and not new.grad else new
         else:
             node = DETACH(new) if new.grad else new
             if self._leaf:
@@ -312,6 +314,7 @@ class Tensor:
             return self
         before = STATE.grad_enabled
         path = self._path
+        history = self._read()
         for op, _ in path:
             if op is DETACH:
                 STATE.grad_enabled = False
@@ -329,6 +332,11 @@ class Tensor:
             STATE.grad_enabled = before
         if self._leaf:
             new = leaf_node(DETACH(new) if new.grad else new, self)
+        elif history.grad and not before:  # its history stays: read it through the root again
+            self._version = -1
+            return self
+        elif history.grad and not new.grad:
+            new = flat_slope(new, history)
         elif new.owner is not None:
             new = twin(new)
         self._node = new
