@@ -1,4 +1,4 @@
-"""Random programs: compiled, uncompiled, by NumPy and by PyTorch, values and gradients agree.
+"""Random programs: compiled, uncompiled, NumPy and PyTorch agree on values and gradients.
 
 `make test` runs a fixed set of programs (half a minute); `make fuzz COUNT=10000 SEED=1` runs others
 (`tests/fuzz/__main__.py`). A failure prints the shrunken program, which `check` runs again.
