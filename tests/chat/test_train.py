@@ -165,8 +165,14 @@ def test_a_nan_loss_stops_with_what_to_try(tokenizer: Tokenizer, tmp_path: Path)
 
 def test_weights_that_are_not_finite_are_never_saved(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """The loss of a step is that before its update; the weights are checked before a save."""
-    trainer = make_trainer(tokenizer, tmp_path, replace(SETTINGS, max_steps=2, lr_scale=1e38))
-    with pytest.raises(TrainingDiverged):
+    trainer = make_trainer(tokenizer, tmp_path, replace(SETTINGS, max_steps=1))
+
+    def spoil(info: StepInfo) -> None:
+        with gs.no_grad():
+            trainer.model.blocks[0].mlp.fc.weight[3, 5] = float("inf")
+
+    trainer.display.step = spoil  # type: ignore[method-assign]
+    with pytest.raises(TrainingDiverged, match=r"blocks\.0\.mlp\.fc\.weight is not finite"):
         trainer.run()
     assert latest(tmp_path) is None
 
