@@ -109,6 +109,8 @@ def gather(input: Tensor, dim: int, index: Tensor, *, sparse_grad: bool = False)
     """
     x, i = node_of(input, "gs.gather"), index_node(index, "gs.gather")
     axis = axis_of(dim, x.ndim, "gs.gather")
+    if not i.size:  # as PyTorch: an index that names nothing fits every tensor
+        return wrap(prims.flat_slope(prims.full(0, i.shape, x.dtype), x))
     _check_index(x, axis, i, "gs.gather")
     return wrap(gather_node(x, axis, i))
 
@@ -495,7 +497,7 @@ def where(condition: Tensor, input: Any = None, other: Any = None, *,
 
 def _where_method(self: Tensor, condition: Tensor, other: Any) -> Tensor:
     """This tensor where the condition holds, else `other`."""
-    return where(condition, self, other)  # type: ignore[no-any-return]
+    return where(condition, self, other)
 
 
 attach("where", _where_method)
@@ -564,7 +566,7 @@ def nonzero(input: Tensor, *, as_tuple: bool = False, out: Tensor | None = None)
 @public()
 def argwhere(input: Tensor) -> Tensor:
     """`nonzero(input)`."""
-    return nonzero(input)  # type: ignore[no-any-return]
+    return nonzero(input)
 
 
 # -------------------------------------------------------------------- views written functionally
@@ -592,7 +594,7 @@ _into("slice_scatter", "_sliced", "A copy of `input`, a slice of a dimension rep
 def _sliced(self: Tensor, dim: int = 0, start: int | None = None, end: int | None = None,
             step: int = 1) -> Tensor:
     axis = axis_of(dim, self.ndim, "gs.slice_scatter")
-    return self[(slice(None),) * axis + (slice(start, end, step),)]  # type: ignore[no-any-return]
+    return self[(slice(None),) * axis + (slice(start, end, step),)]
 
 
 attach("_sliced", _sliced)

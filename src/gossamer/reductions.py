@@ -82,7 +82,7 @@ def reduction(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., An
             if isinstance(made, tuple):
                 for target, value in zip(out, made, strict=True):
                     write_out(target, value._read(), f"gs.{fn.__name__}")
-                return type(made)(*out)  # type: ignore[call-arg]
+                return type(made)(*out)
             return write_out(out, made._read(), f"gs.{fn.__name__}")
         return public(**options)(wrapped)
     return register
@@ -123,7 +123,7 @@ def sum(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = N
 @reduction()
 def nansum(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
     """Sum over `dim` with NaN counted as 0."""
-    return sum(_nan_to_zero(input), dim, keepdim, dtype=dtype)  # type: ignore[no-any-return]
+    return sum(_nan_to_zero(input), dim, keepdim, dtype=dtype)
 
 
 def _nan_to_zero(input: Tensor) -> Tensor:
@@ -158,7 +158,7 @@ def nanmean(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any
     need_float(x, "gs.nanmean")
     real = wrap(prims.logical_not(TABLE["isnan"](x)))
     total = nansum(input, dim, keepdim, dtype=dtype)
-    return total / sum(real, dim, keepdim).to(total.dtype)  # type: ignore[no-any-return]
+    return total / sum(real, dim, keepdim).to(total.dtype)
 
 
 @reduction()
@@ -423,14 +423,23 @@ def norm_node(x: Node, p: float, axes: tuple[int, ...]) -> Node:
         return prims.reduce_sum(size, axes)
     if p == 2:
         return _euclidean(x, axes)
-    power = TABLE["pow"](size, prims.const(p, size))
-    total = prims.reduce_sum(power, axes)
-    if x.grad:  # at 0 the power's slope is infinite; the norm's is 0 by convention
-        zero = prims.equal(total, prims.const(0, total))
-        safe = prims.where(zero, prims.const(1, total), total)
-        root = TABLE["pow"](safe, prims.const(1 / p, total))
-        return prims.where(zero, prims.const(0, total), root)
-    return TABLE["pow"](total, prims.const(1 / p, total))
+    if not x.grad:
+        total = prims.reduce_sum(TABLE["pow"](size, prims.const(p, size)), axes)
+        return TABLE["pow"](total, prims.const(1 / p, total))
+    return _power_norm(size, p, axes)
+
+
+def _power_norm(size: Node, p: float, axes: tuple[int, ...]) -> Node:
+    """`norm_node` for a gradient: where a power's slope is infinite the norm's is 0, as PyTorch."""
+    zero = prims.equal(size, prims.const(0, size))
+    at_zero = prims.const(0 if p > 0 else math.inf, size)
+    safe = prims.where(zero, prims.const(1, size), size) if p < 1 else size
+    power = TABLE["pow"](safe, prims.const(p, size))
+    total = prims.reduce_sum(prims.where(zero, at_zero, power) if p < 1 else power, axes)
+    flat = prims.equal(total, prims.const(0 if p > 0 else math.inf, total))  # the norm is 0
+    root = TABLE["pow"](prims.where(flat, prims.const(1, total), total),
+                        prims.const(1 / p, total))
+    return prims.where(flat, prims.const(0, total), root)
 
 
 def _euclidean(x: Node, axes: tuple[int, ...]) -> Node:
@@ -469,7 +478,7 @@ def norm(input: Tensor, p: Any = "fro", dim: Any = None, keepdim: bool = False,
 def dist(input: Tensor, other: Tensor, p: float = 2) -> Tensor:
     """The p-norm of `input - other`."""
     a, b = operands("gs.dist", (input, other), "float")
-    return norm(wrap(prims.sub(a, b)), p)  # type: ignore[no-any-return]
+    return norm(wrap(prims.sub(a, b)), p)
 
 
 @public(inplace=True)

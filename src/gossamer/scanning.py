@@ -137,6 +137,8 @@ def diff(input: Tensor, n: int = 1, dim: int = -1, prepend: Tensor | None = None
     if x.ndim == 0:
         raise ShapeError("gs.diff: x has no dimensions; it needs at least 1.")
     axis = axis_of(dim, x.ndim, "gs.diff")
+    if n == 0:  # as PyTorch: nothing is put before or behind either
+        return wrap(x)
     parts = []
     for extra in (prepend, input, append):
         if extra is not None:

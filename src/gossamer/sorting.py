@@ -46,13 +46,13 @@ def sort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool = 
 @public()
 def argsort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool = True) -> Tensor:
     """The indices that put the elements in order along `dim`."""
-    return sort(input, dim, descending)[1]  # type: ignore[no-any-return]
+    return sort(input, dim, descending)[1]
 
 
 @reduction()
 def msort(input: Tensor) -> Tensor:
     """The elements in order along the first dimension."""
-    return sort(input, 0)[0]  # type: ignore[no-any-return]
+    return sort(input, 0)[0]
 
 
 @reduction()
@@ -192,7 +192,7 @@ def _quantile(input: Tensor, q: Any, dim: int | None, keepdim: bool, interpolati
         number(q, name), (), x.dtype)
     if qs.ndim > 1:
         raise ShapeError(f"{name}: q has {qs.ndim} dimensions; it must be a number or a vector.")
-    kept = (1,) * x.ndim if dim is None else None
+    kept = (1,) * x.ndim if dim is None or x.ndim == 0 else None
     axis = 0 if dim is None else axis_of(dim, x.ndim, name)
     if dim is None or x.ndim == 0:
         x = prims.reshape(x, (x.size,))
@@ -220,7 +220,6 @@ def _at_fractions(row: Node, q: Node, interpolation: str, skip_nan: bool) -> Nod
     rank = prims.mul(prims.expand(q, shape), last)
     if not skip_nan:  # a row with NaN gives NaN, which stands last
         rank = prims.where(TABLE["gt"](missing, prims.const(0, missing)), last, rank)
-    rank = prims.detach(rank)
     low = TABLE["round" if interpolation == "nearest" else
                 "ceil" if interpolation == "higher" else "floor"](rank)
     below = gather_node(row, row.ndim - 1, prims.cast(low, int64))
@@ -307,7 +306,7 @@ def searchsorted(sorted_sequence: Tensor, input: Any, *, out_int32: bool = False
         values = prims.reshape(values, (values.size,))
     found = prims.reshape(_search(edges, values, right), shape)
     made = wrap(prims.cast(found, int32 if out_int32 else int64))
-    return made if out is None else out.copy_(made)  # type: ignore[no-any-return]
+    return made if out is None else out.copy_(made)
 
 
 @public(method=False)
@@ -331,7 +330,7 @@ def isin(elements: Any, test_elements: Any, *, assume_unique: bool = False,
     flat = test_elements.reshape(-1)
     found = (elements.reshape(*elements.shape, 1) == flat).any(-1) if flat.numel() else (
         elements.new_zeros(elements.shape, dtype=bool))
-    return ~found if invert else found  # type: ignore[no-any-return]
+    return ~found if invert else found
 
 
 @public()
