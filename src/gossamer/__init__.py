@@ -16,6 +16,9 @@ from gossamer import (
     func as func,
     functional as functional,
     linalg as linalg,
+    masked as masked,
+    signal as signal,
+    special as special,
 )
 from gossamer.compile_ import compile as compile
 from gossamer.core.dtype import (
@@ -57,6 +60,7 @@ from gossamer.tensor import Parameter as Parameter, Size as Size, Tensor as Tens
 
 if TYPE_CHECKING:
     from gossamer import data as data, nn as nn, optim as optim
+    from gossamer.creation import tensor as tensor  # not the module of that name
 
 # Rooms that are loaded when somebody names them: a third of the time that importing all would take.
 _ROOMS = ("data", "nn", "optim")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gossamer import (
     autograd as autograd,
+    copies as copies,
     creation as creation,
     gathering as gathering,
     indexing as indexing,
@@ -28,8 +29,10 @@ from gossamer import (
     reductions as reductions,
     scanning as scanning,
     sorting as sorting,
+    special as special,
     transforms as transforms,
     views as views,
+    windows as windows,
 )
 from gossamer.dispatch import PUBLIC
 from gossamer.neural import NEURAL
