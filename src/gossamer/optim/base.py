@@ -216,8 +216,7 @@ class Optimizer:
     def apply_group(self, group: Group) -> list[Tensor]:
         """Update the parameters of a group; returns every tensor that was written."""
         live = [p for p in group["params"] if p.grad is not None]
-        for p in live:
-            self._prepare(p, group)
+        self._prepare([p for p in live if not self.state.get(p)], group)
         touched: list[Tensor] = []
         hypers: dict[int, Hyper] = {}
         if self.counts:
@@ -231,16 +230,19 @@ class Optimizer:
             touched += [v for k, v in state.items() if k != "step" and isinstance(v, Tensor)]
         return touched
 
-    def _prepare(self, p: Tensor, group: Group) -> None:
-        """Make the state of a parameter that has none, outside a trace: it is there before."""
-        if self.state.get(p):
+    def _prepare(self, new: list[Tensor], group: Group) -> None:
+        """Make the state of parameters that have none, outside a trace: it is there before."""
+        if not new:
             return
+        made: list[Tensor] = []
         with outside(), no_grad():
-            state = self.init_one(p, group)
-            if self.counts:
-                state = {"step": self._shared_count(group), **state}
-            settle([v._read() for v in state.values() if isinstance(v, Tensor)])
-        self.state[p] = state
+            for p in new:
+                state = self.init_one(p, group)
+                if self.counts:
+                    state = {"step": self._shared_count(group), **state}
+                self.state[p] = state
+                made += [v for v in state.values() if isinstance(v, Tensor)]
+            settle([t._read() for t in made])
 
     def _shared_count(self, group: Group) -> Tensor:
         """A step count of 0; parameters of a group that start together share one tensor."""
