@@ -12,6 +12,7 @@ import matplotlib
 matplotlib.use("Agg")  # files only; no window system is needed
 
 from matplotlib import pyplot as plt
+from matplotlib.ticker import StrMethodFormatter
 
 from gossamer.chat.evaluate import Score, mean_score
 from gossamer.chat.progress import clock_text
@@ -133,6 +134,8 @@ def _draw_curves(path: Path, history: History, scores: Sequence[Score]) -> None:
     left.set(xlabel="minutes", ylabel="loss (nats a token)", title="training loss")
     if history.steps and min(row[2] for row in history.steps) > 0:
         left.set_yscale("log")
+        left.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        left.yaxis.set_minor_formatter(StrMethodFormatter("{x:.2g}"))
     left.grid(alpha=0.3)
     for number, score in enumerate(scores):
         curve = [(row[1] / 60, row[3].get(score.task, 0.0)) for row in history.quizzes]
