@@ -10,10 +10,10 @@ from gossamer.core.dtype import int64
 from gossamer.core.errors import ShapeError
 from gossamer.creation import clone, full_tensor
 from gossamer.dispatch import PUBLIC, axis_of, node_of, number, public
-from gossamer.gathering import nonzero
 from gossamer.ir.node import Node, Shape
 from gossamer.ir.op import TABLE
 from gossamer.layout import layout
+from gossamer.masking import nonzero
 from gossamer.tensor import Tensor, wrap
 
 __all__ = ["as_strided", "gradient"]

@@ -19,6 +19,7 @@ from gossamer import (
     interop as interop,
     joining as joining,
     limits as limits,
+    masking as masking,
     mathematics as mathematics,
     matrices as matrices,
     members as members,
