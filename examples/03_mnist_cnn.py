@@ -18,7 +18,7 @@ from gossamer.data.download import mnist
 
 F = nn.functional
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-EPOCHS, BATCH, PEAK = 4, 100, 4e-3
+EPOCHS, BATCH, PEAK = 3, 100, 4e-3
 
 
 class Net(nn.Module):
