@@ -20,7 +20,8 @@ def test_running_statistics_move() -> None:
         plain, traced = nn.BatchNorm1d(3, momentum=momentum), nn.BatchNorm1d(3, momentum=momentum)
         call = gs.compile(lambda t, layer=traced: layer(t))
         for t in x:
-            np.testing.assert_allclose(call(t).detach().numpy(), plain(t).detach().numpy(), atol=1e-5)
+            np.testing.assert_allclose(call(t).detach().numpy(), plain(t).detach().numpy(),
+                                       atol=1e-5)
         assert traced.num_batches_tracked.item() == 3
         np.testing.assert_allclose(traced.running_mean.numpy(), plain.running_mean.numpy(),
                                    atol=1e-6)
