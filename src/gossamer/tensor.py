@@ -10,7 +10,6 @@ Source of the semantics: PyTorch, "Tensor Views" and "Autograd mechanics".
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import ref
@@ -25,6 +24,7 @@ from gossamer.ir.op import BUFFER, TABLE, Op
 from gossamer.modes import MODES, enable_grad, inference_mode, no_grad
 from gossamer.prims import flat_slope
 from gossamer.realize import from_array, realize, settle
+from gossamer.shared import Shared
 from gossamer.size import Size
 
 __all__ = ["Parameter", "Shared", "Size", "Step", "Tensor", "alias", "attach", "buffer",
@@ -37,27 +37,6 @@ DETACH_STEP: Step = (DETACH, {})
 _new = object.__new__
 # A chain of unread in-place updates is computed every so many writes: bounds memory and latency.
 _SETTLE_EVERY = 64
-
-
-class Shared:
-    """Memory that NumPy code may write to at any time; a tensor on it reads a fresh copy.
-
-    Attributes:
-        array: the array.
-        always: others reach the memory by other handles than `array` and its views; otherwise
-            the count of references to it tells when the last of them is gone.
-    """
-
-    __slots__ = ("always", "array")
-
-    def __init__(self, array: np.ndarray, always: bool) -> None:
-        self.array = array
-        self.always = always
-
-    def alone(self) -> bool:
-        """Whether nobody else can reach the memory any more."""
-        # Two references: this object's, and the argument of getrefcount.
-        return not self.always and sys.getrefcount(self.array) <= 2
 
 
 def buffer(array: np.ndarray, dtype: DType) -> Node:
@@ -122,7 +101,7 @@ def wrap(node: Node) -> Tensor:
     t._node = node
     t._base = None
     t._leaf = False
-    t._version = 0
+    t._version = STATE.birth
     t._grad = None
     t._hooks = None
     node.owner = ref(t)
@@ -263,15 +242,17 @@ class Tensor:
         return node
 
     def _snapshot(self, shared: Shared) -> Node:
-        """A copy of foreign memory as it is now."""
+        """A copy of foreign memory as it is now. To a trace it is the tensor's own for a while."""
         alone = shared.alone()
+        if MODES.tracing is not None and not alone:
+            MODES.tracing.borrowed(self, shared)
         history = self._node
         node = buffer(shared.array if alone else shared.array.copy(), history.dtype)
         if self._leaf:
             node = leaf_node(node, self)
         elif history.grad:
             node = _with_history(node, history)
-        if alone:
+        if alone or MODES.tracing is not None:
             self._base = None
             self._node = node
             node.owner = ref(self)
@@ -346,7 +327,7 @@ class Tensor:
 
     def _write_shared(self, shared: Shared, new: Node) -> None:
         """Write into foreign memory now."""
-        if shared.alone():
+        if shared.alone() or MODES.tracing is not None:
             self._snapshot(shared)
             self._assign(new)
             return
