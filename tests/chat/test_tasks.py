@@ -18,7 +18,7 @@ EACH = pytest.mark.parametrize("name", list(TASKS))
 # Facts, a right reply in our format, a right reply in plain words, and wrong replies.
 WORKED = {
     "spell": ("harbor", "h-a-r-b-o-r", "H, A, R, B, O, R", ["h-a-r-b-r-o", "harbo", ""]),
-    "count_letters": (("strawberry", "r"), "s0 t0 r1 a1 w1 b1 e1 r2 r3 y3 => 3", "3",
+    "count_letters": (("strawberry", "r"), "count r: s0 t0 r1 a1 w1 b1 e1 r2 r3 y3 => 3", "3",
                       ["s0 t0 r1 a1 w1 b1 e1 r2 r2 y2 => 2", "three", "33", ""]),
     "reverse_word": ("stop", "s-t-o-p => p-o-t-s", "pots", ["s-t-o-p", "p-o-t", ""]),
     "add": ((98, 74), "8+4=12,9+7+1=17 => 172", "172", ["8+4=12,9+7=16 => 162", "17", "1720"]),
@@ -27,8 +27,8 @@ WORKED = {
     "largest": ((91, 482, 305, 77), "482", "482", ["305", "91", "48"]),
     "sort": ((91, 482, 305, 77), "77, 91, 305, 482", "77 91 305 482",
              ["77, 91, 482, 305", "77, 91, 305", "77, 77, 91, 305, 482"]),
-    "weekday": (("Monday", 17), "3 days => Thursday", "thursday",
-                ["3 days => Friday", "3 days", "Monday"]),
+    "weekday": (("Monday", 16), "16=14+2 1 Tuesday 2 Wednesday => Wednesday", "wednesday",
+                ["16=14+2 1 Tuesday 2 Wednesday => Tuesday", "16=14+2", "Monday"]),
     "date": ((2024, 2, 27, 3), "27+3=30 of 29 => 2024-03-01", "2024-03-01",
              ["2024-02-30", "27+3=30 of 29", "27+3=30 of 29 => 2024-03-02"]),
     "story": (((("go", "Mia", "garden"), ("take", "Tom", "cup"), ("go", "Tom", "barn"),

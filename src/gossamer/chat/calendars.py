@@ -29,11 +29,13 @@ def _draw_weekday(rng: Random) -> DayFacts:
 
 
 def _weekday_answer(facts: DayFacts) -> str:
-    """Whole weeks drop out first: `3 days => Thursday` for 17 days after Monday."""
+    """Whole weeks drop out, the rest is counted: `16=14+2 1 Tuesday 2 Wednesday => Wednesday`."""
     day, away = facts
-    rest = abs(away) % 7
-    index = DAYS.index(day) + (rest if away > 0 else -rest)
-    return f"{rest} day{'' if rest == 1 else 's'}{ARROW}{DAYS[index % 7]}"
+    rest, step = abs(away) % 7, 1 if away > 0 else -1
+    here = DAYS.index(day)
+    counted = [f" {i} {DAYS[(here + i * step) % 7]}" for i in range(1, rest + 1)]
+    weeks = f"{abs(away)}={abs(away) - rest}+{rest}"
+    return weeks + "".join(counted) + f"{ARROW}{DAYS[(here + rest * step) % 7]}"
 
 
 def _weekday_is(facts: DayFacts, reply: str) -> bool:

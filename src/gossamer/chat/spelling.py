@@ -42,13 +42,17 @@ def _draw_count(rng: Random) -> tuple[str, str]:
 
 
 def _count_answer(facts: tuple[str, str]) -> str:
-    """Every letter followed by the running count: `s0 t0 r1 a1 w1 ... => 3`."""
+    """Every letter followed by the running count: `count r: s0 t0 r1 a1 ... => 3`.
+
+    The letter sought is said first, after a space as all the others: then the same letter is the
+    same token, however it was quoted in the question.
+    """
     word, letter = facts
     running, parts = 0, []
     for c in word:
         running += c == letter
         parts.append(f"{c}{running}")
-    return " ".join(parts) + f"{ARROW}{running}"
+    return f"count {letter}: " + " ".join(parts) + f"{ARROW}{running}"
 
 
 def _reverse_answer(word: str) -> str:
