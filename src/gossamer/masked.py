@@ -72,10 +72,11 @@ logsumexp = _reduce("logsumexp", -math.inf)
 def _position(name: str, largest: bool) -> Callable[..., Tensor]:
     def fn(input: Tensor, dim: int | None = None, *, keepdim: bool = False, dtype: Any = None,
            mask: Tensor | None = None) -> Tensor:
-        x = _filled(input, mask, lambda n: _limit(n, not largest), dtype)
-        return PUBLIC[name](x, dim, keepdim)
+        x = _filled(input, mask, lambda n: _limit(n, not largest))
+        return PUBLIC[name](x, dim, keepdim).to(input.dtype if dtype is None else dtype)
     fn.__name__ = fn.__qualname__ = name
-    fn.__doc__ = f"`{name}` along `dim` among the elements where the mask is true."
+    fn.__doc__ = (f"`{name}` along `dim` among the elements where the mask is true; as in PyTorch "
+                  "the positions have the dtype of `input` unless `dtype` is given.")
     return fn
 
 
