@@ -14,6 +14,7 @@ from gossamer import (
     autograd as autograd,
     copies as copies,
     creation as creation,
+    decompositions as decompositions,
     gathering as gathering,
     indexing as indexing,
     interop as interop,

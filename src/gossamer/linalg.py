@@ -1,10 +1,34 @@
 """`gossamer.linalg`: PyTorch's linear algebra by its names. Layer 4.
 
-What needs no decomposition is here; inverses, eigenvalues and singular values are not there yet.
+Products and norms are graph as everything else; decompositions are computed at once (see
+`decompositions`).
 """
 
 from __future__ import annotations
 
+from gossamer.decompositions import (
+    cholesky,
+    cholesky_ex,
+    cond,
+    det,
+    eigh,
+    eigvalsh,
+    inv,
+    inv_ex,
+    lstsq,
+    matrix_exp,
+    matrix_rank,
+    pinv,
+    qr,
+    slogdet,
+    solve,
+    solve_ex,
+    solve_triangular,
+    svd,
+    svdvals,
+    tensorinv,
+    tensorsolve,
+)
 from gossamer.matrices import (
     linalg_cross as cross,
     linalg_diagonal as diagonal,
@@ -18,5 +42,7 @@ from gossamer.matrices import (
 )
 from gossamer.products import matmul
 
-__all__ = ["cross", "diagonal", "matmul", "matrix_norm", "matrix_power", "multi_dot", "norm",
-           "vander", "vecdot", "vector_norm"]
+__all__ = ["cholesky", "cholesky_ex", "cond", "cross", "det", "diagonal", "eigh", "eigvalsh", "inv",
+           "inv_ex", "lstsq", "matmul", "matrix_exp", "matrix_norm", "matrix_power", "matrix_rank",
+           "multi_dot", "norm", "pinv", "qr", "slogdet", "solve", "solve_ex", "solve_triangular",
+           "svd", "svdvals", "tensorinv", "tensorsolve", "vander", "vecdot", "vector_norm"]

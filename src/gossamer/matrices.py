@@ -12,6 +12,7 @@ from gossamer import prims
 from gossamer.core.dtype import as_dtype, int64
 from gossamer.core.errors import IndexingError, ShapeError
 from gossamer.creation import array_node
+from gossamer.decompositions import inv, svdvals
 from gossamer.dispatch import axes_of, axis_of, in_place, need_float, node_of, public, with_out
 from gossamer.ir.node import type_text
 from gossamer.ir.op import TABLE
@@ -132,12 +133,12 @@ def linalg_vander(x: Tensor, *, N: int | None = None) -> Tensor:
 
 @public()
 def matrix_power(input: Tensor, n: int) -> Tensor:
-    """The n-th power of square matrices, n >= 0, in about 2 log2(n) products."""
+    """The n-th power of square matrices in about 2 log2(n) products; negative n inverts first."""
     x = node_of(input, "gs.matrix_power")
     if x.ndim < 2 or x.shape[-1] != x.shape[-2]:
         raise ShapeError(f"gs.matrix_power: x is {type_text(x)}; the matrices must be square.")
     if n < 0:
-        raise ShapeError(f"gs.matrix_power(n={n}): inverses are not there yet; n must be >= 0.")
+        return matrix_power(inv(input), -n)
     if n == 0:
         size = x.shape[-1]
         same = prims.equal(prims.iota(0, (size, size)), prims.iota(1, (size, size)))
@@ -204,9 +205,14 @@ def matrix_norm(A: Tensor, ord: Any = "fro", dim: Any = (-2, -1), keepdim: bool 
         size = prims.reduce_sum(TABLE["abs"](node), (first,))
         second -= second > first
         made = (prims.reduce_max if ord > 0 else prims.reduce_min)(size, (second,))
+    elif ord in (2, -2, "nuc"):
+        order = [i for i in range(node.ndim) if i not in axes]
+        s = svdvals(wrap(prims.permute(node, (*order, rows, columns))))
+        found = s.sum(-1) if ord == "nuc" else s[..., 0 if ord == 2 else -1]
+        made = found._read()
     else:
-        raise ShapeError(f"linalg.matrix_norm(ord={ord!r}): norms by singular values are not there "
-                         "yet; use 'fro', 1, -1, inf or -inf.")
+        raise ShapeError(f"linalg.matrix_norm(ord={ord!r}): it must be 'fro', 'nuc', 1, -1, 2, -2, "
+                         "inf or -inf.")
     return wrap(keep(made, node.shape, axes, keepdim))
 
 

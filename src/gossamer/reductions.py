@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from gossamer import prims
 from gossamer.core.dtype import as_dtype, bool_, float64, int64
 from gossamer.core.errors import DTypeError, IndexingError, ShapeError
+from gossamer.decompositions import svdvals
 from gossamer.dispatch import (
     accumulate_type,
     axes_of,
@@ -467,8 +468,13 @@ def norm(input: Tensor, p: Any = "fro", dim: Any = None, keepdim: bool = False,
         x = prims.cast(x, as_dtype(dtype))
     need_float(x, "gs.norm")
     if p == "nuc":
-        raise DTypeError("gs.norm(p='nuc'): the nuclear norm needs singular values, which are not "
-                         "there yet. Use p='fro' or a number.")
+        pair = axes_of(dim, x.ndim, "gs.norm")
+        if len(pair) != 2:
+            raise ShapeError(f"gs.norm(p='nuc'): x is {type_text(x)}, dim={dim}; the nuclear norm "
+                             "is that of matrices. Name two dimensions.")
+        front = [i for i in range(x.ndim) if i not in pair]
+        total = svdvals(wrap(prims.permute(x, (*front, *pair))))._read()
+        return wrap(keep(prims.reduce_sum(total, (total.ndim - 1,)), x.shape, pair, keepdim))
     order = 2.0 if p in ("fro", None) else float(p)
     axes = axes_of(dim, x.ndim, "gs.norm")
     return wrap(keep(norm_node(x, order, axes), x.shape, axes, keepdim))
