@@ -208,7 +208,8 @@ def matrix_norm(A: Tensor, ord: Any = "fro", dim: Any = (-2, -1), keepdim: bool 
     elif ord in (2, -2, "nuc"):
         order = [i for i in range(node.ndim) if i not in axes]
         s = svdvals(wrap(prims.permute(node, (*order, rows, columns))))
-        found = s.sum(-1) if ord == "nuc" else s[..., 0 if ord == 2 else -1]
+        # Equal singular values share the slope, as in PyTorch: a maximum, not the first.
+        found = s.sum(-1) if ord == "nuc" else s.amax(-1) if ord == 2 else s.amin(-1)
         made = found._read()
     else:
         raise ShapeError(f"linalg.matrix_norm(ord={ord!r}): it must be 'fro', 'nuc', 1, -1, 2, -2, "
