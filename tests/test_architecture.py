@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import subprocess
 import sys
 import tomllib
@@ -102,13 +103,13 @@ def test_importing_gossamer_imports_numpy_and_nothing_else() -> None:
 
 
 def test_importing_gossamer_takes_a_quarter_of_a_second() -> None:
-    # CPU time, and the best of several: an import waits for nothing but the disk, and whatever
-    # else runs on the machine can only slow it down.
-    code = "import time; a = time.process_time(); import gossamer; print(time.process_time() - a)"
-    seconds: list[float] = []
-    while len(seconds) < 9 and (not seconds or min(seconds) > 0.25):
-        seconds.append(float(_python(code)))
-    assert min(seconds) <= 0.25, seconds
+    # CPU time, where NumPy alone takes 0.1 s; on a slower or busy machine (the other tests run
+    # beside this one) both take longer, so the bar grows as NumPy's share does.
+    code = ("import time; a = time.process_time(); import numpy; b = time.process_time()\n"
+            "import gossamer; print(b - a, time.process_time() - a)")
+    runs = [tuple(map(float, _python(code).split())) for _ in range(5)]
+    ratios = [total / (0.25 * max(1.0, numpy / 0.1)) for numpy, total in runs]
+    assert statistics.median(ratios) <= 1, runs
 
 
 def test_the_version_is_written_once_and_told_twice() -> None:

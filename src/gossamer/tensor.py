@@ -101,7 +101,7 @@ def wrap(node: Node) -> Tensor:
     t._node = node
     t._base = None
     t._leaf = False
-    t._version = 0
+    t._version = STATE.birth
     t._grad = None
     t._hooks = None
     node.owner = ref(t)
@@ -242,15 +242,17 @@ class Tensor:
         return node
 
     def _snapshot(self, shared: Shared) -> Node:
-        """A copy of foreign memory as it is now."""
+        """A copy of foreign memory as it is now. To a trace it is the tensor's own for a while."""
         alone = shared.alone()
+        if MODES.tracing is not None and not alone:
+            MODES.tracing.borrowed(self, shared)
         history = self._node
         node = buffer(shared.array if alone else shared.array.copy(), history.dtype)
         if self._leaf:
             node = leaf_node(node, self)
         elif history.grad:
             node = _with_history(node, history)
-        if alone:
+        if alone or MODES.tracing is not None:
             self._base = None
             self._node = node
             node.owner = ref(self)
@@ -325,7 +327,7 @@ class Tensor:
 
     def _write_shared(self, shared: Shared, new: Node) -> None:
         """Write into foreign memory now."""
-        if shared.alone():
+        if shared.alone() or MODES.tracing is not None:
             self._snapshot(shared)
             self._assign(new)
             return

@@ -12,7 +12,7 @@ from typing import Any
 from weakref import ref
 
 from gossamer.core.dtype import DType, get_default_dtype
-from gossamer.ir.node import Node
+from gossamer.ir.node import STATE, Node
 from gossamer.ir.op import INPUT
 from gossamer.modes import MODES
 from gossamer.tensor import Tensor, wrap
@@ -28,7 +28,11 @@ class Trace:
         written: weak references to the tensors written, with the node each had before.
         old_grads: tensor -> the gradient it had when the trace first looked at it.
         modules: modules called, with their `training` flag then.
+        shared: tensors on foreign memory, which own a copy of it while the trace lasts.
+        born: the version with which tensors made by the trace begin.
     """
+
+    _traces = 0
 
     def __init__(self) -> None:
         self.inputs: list[Node] = []
@@ -38,6 +42,14 @@ class Trace:
         self.set_grads: dict[int, Tensor] = {}  # tensors whose .grad this trace has set
         self.first_grads: dict[int, tuple[Tensor, Tensor | None]] = {}
         self.modules: dict[int, tuple[Any, bool]] = {}
+        self.shared: dict[int, tuple[Tensor, Any]] = {}
+        Trace._traces += 1
+        self.born = Trace._traces << 40  # no tensor is written so often
+
+    def made(self, tensor: Tensor) -> bool:
+        """Whether a tensor (or the root of a view) was made while this trace was recorded."""
+        root = tensor._base if isinstance(tensor._base, Tensor) else tensor
+        return root._version >= self.born
 
     # reports from the surface -----------------------------------------------------------------
     def wrote(self, tensor: Tensor, old: Node) -> None:
@@ -51,6 +63,9 @@ class Trace:
     def read_grad(self, tensor: Tensor) -> None:
         if id(tensor) not in self.set_grads:
             self.old_grads.setdefault(id(tensor), (tensor, tensor._grad))
+
+    def borrowed(self, tensor: Tensor, shared: Any) -> None:
+        self.shared[id(tensor)] = (tensor, shared)
 
     def entered(self, module: Any) -> None:
         self.modules.setdefault(id(module), (module, module.training))
@@ -94,6 +109,7 @@ class outside:
 
     def __enter__(self) -> None:
         self._trace, MODES.tracing = MODES.tracing, None
+        self._birth, STATE.birth = STATE.birth, 0
 
     def __exit__(self, *_: object) -> None:
-        MODES.tracing = self._trace
+        MODES.tracing, STATE.birth = self._trace, self._birth

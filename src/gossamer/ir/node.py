@@ -34,6 +34,7 @@ class State(threading.local):
     def __init__(self) -> None:
         self.grad_enabled = True
         self.where: Where | None = None  # when set, new nodes get this line (derivative rules)
+        self.birth = 0  # version of new tensors: high while a function is traced (see tracing)
 
 
 STATE = State()

@@ -57,6 +57,10 @@ class Program:
         self.place = place
         self.arena_bytes = compiled.arena.nbytes
         self.executable = Executable(calls, self.arena_number + 1, (), params)
+        # Indices are checked before anything is overwritten: a failed step changes nothing.
+        needed = _needed(compiled.calls, checked)
+        self.guard = Executable([calls[i] for i in needed], self.arena_number + 1, (), params) \
+            if needed else None
 
     def run(self, inputs: Sequence[Data], params: Sequence[int] = (),
             reuse: dict[int, Buffer] | None = None) -> list[Data]:
@@ -83,10 +87,12 @@ class Program:
             pointers.append(held.address)
         arena = allocate(self.arena_bytes) if self.arena_bytes else None
         pointers.append(arena.address if arena is not None else 0)
+        if self.guard is not None:
+            self.guard.run(pointers, params)
+            for b, message in compiled.checks:
+                if buffers[b].as_numpy(np.dtype(np.bool_), ())[()]:
+                    raise IndexingError(message)
         self.executable.run(pointers, params)
-        for b, message in compiled.checks:
-            if buffers[b].as_numpy(np.dtype(np.bool_), ())[()]:
-                raise IndexingError(message)
         return [inputs[b] if b < self.inputs and inputs[b].shape == shape
                 else Data(buffers[b] if b >= self.inputs else inputs[b].buffer, shape, dtype)
                 for b, (shape, dtype) in zip(compiled.outputs, self.types, strict=True)]
@@ -99,6 +105,17 @@ class Program:
         pointers = [*(d.buffer.address for d in inputs), *(b.address for b in buffers),
                     arena.address]
         return self.executable.profile(pointers, params)
+
+
+def _needed(calls: Sequence[Call], buffers: Sequence[int]) -> list[int]:
+    """Numbers of the calls that the contents of `buffers` depend on, in order."""
+    wanted = set(buffers)
+    found: list[int] = []
+    for i in range(len(calls) - 1, -1, -1):
+        if wanted.intersection(calls[i].writes):
+            wanted.update(calls[i].reads)
+            found.append(i)
+    return found[::-1]
 
 
 def _renumbered(call: Call, inputs: int, place: dict[int, int], offsets: dict[int, int],
