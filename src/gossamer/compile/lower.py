@@ -131,7 +131,7 @@ class Lowering:
         if name == "take":
             table, where = node.inputs
             atom = Read(self.value(where, index[:where.ndim], cond), index[:where.ndim],
-                        table.shape[0])
+                        table.shape[0], cond)
             return self.value(table, (Index(0, {atom: 1}), *index[where.ndim:]), cond)
         raise Misfit(f"{name} cannot be computed inside another kernel")
 
@@ -150,8 +150,7 @@ class Lowering:
         linear = ravel(index, node.shape)
         names = [v.name for v in linear.variables()]
         if cond is not None:
-            names += [v.name for b in cond.bounds for v in b[0].variables()]
-            names += [v.name for m in cond.multiples for v in m[0].variables()]
+            names += [v.name for v in cond.variables()]
         return Val("load", node.dtype, (buffer, linear, cond), (), names)
 
     def _index_value(self, node: Node, index: Index) -> Val:
@@ -169,8 +168,7 @@ class Lowering:
                 continue
             if result is None:
                 result = Val("const", node.dtype, node.attrs.get("value", 0))
-            names = [v.name for b in when.bounds for v in b[0].variables()]
-            names += [v.name for m in when.multiples for v in m[0].variables()]
+            names = [v.name for v in when.variables()]
             result = Val("select", node.dtype, when, (inner, result), names)
         if result is None:  # every part is empty
             result = Val("const", node.dtype, node.attrs.get("value", 0))

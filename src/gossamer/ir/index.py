@@ -71,9 +71,10 @@ class Remainder:
 class Read:
     """An index computed from data (an integer node at an index), known to lie in [0, extent)."""
 
-    source: Any  # a Node; the code generator evaluates it at `index`
-    index: tuple[Index, ...]
+    source: Any  # a Val; the code generator evaluates it
+    index: tuple[Index, ...]  # where the source is read
     extent: int
+    condition: Condition | None = None  # under which the source is read at all
 
     @property
     def low(self) -> int:
@@ -89,6 +90,12 @@ class Read:
     def __eq__(self, other: object) -> bool:
         return (isinstance(other, Read) and self.source is other.source
                 and self.index == other.index)
+
+    def variables(self) -> Iterable[Var]:
+        for i in self.index:
+            yield from i.variables()
+        if self.condition is not None:
+            yield from self.condition.variables()
 
 
 Atom = Var | Quotient | Remainder | Read
@@ -225,8 +232,7 @@ class Index:
             if isinstance(atom, Var):
                 yield atom
             elif isinstance(atom, Read):
-                for i in atom.index:
-                    yield from i.variables()
+                yield from atom.variables()
             else:
                 yield from atom.value.variables()
 
@@ -284,6 +290,11 @@ class Condition:
     @property
     def always(self) -> bool:
         return not self.bounds and not self.multiples
+
+    def variables(self) -> Iterable[Var]:
+        """All loop variables of its indices."""
+        for index in (*(b[0] for b in self.bounds), *(m[0] for m in self.multiples)):
+            yield from index.variables()
 
     def substitute(self, values: dict[Atom, Index]) -> Condition:
         bounds = ((i.substitute(values), low, high) for i, low, high in self.bounds)
