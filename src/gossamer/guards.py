@@ -29,7 +29,9 @@ _MISSING = object()
 
 def root_of(t: Tensor) -> Tensor:
     """The tensor whose storage `t` shows."""
-    return t._base if isinstance(t._base, Tensor) else t
+    while isinstance(t._base, Tensor):
+        t = t._base
+    return t
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -214,14 +214,14 @@ class Specialization:
         number = traced.argument(t)
         if number is not None:
             return _Alias(number, None)
-        root = root_of(t)
-        if root is not t and not t._leaf:
-            number = traced.argument(root)
+        base = t._base if isinstance(t._base, Tensor) and not t._leaf else None
+        if base is not None:
+            number = traced.argument(base)
             if number is not None:
                 return _Alias(number, t._path)
         if traced.trace.made(t):
             return None
-        return _Alias(t, None) if root is t or t._leaf else _Alias(root, t._path)
+        return _Alias(t, None) if base is None else _Alias(base, t._path)
 
     def _source(self, node: Node, trace: Trace) -> Any:
         """Where the data of a program's input comes from."""
@@ -241,6 +241,19 @@ class Specialization:
             return _State(owner, node)
         return node.value
 
+    def inputs(self, tensors: Sequence[Tensor]) -> list[Data]:
+        """The data that a run would read, for `explain`; nothing is changed."""
+        found: list[Data] = []
+        for source in self.sources:
+            if isinstance(source, _State):
+                source = source.tensor._value()
+            elif isinstance(source, int):
+                source = tensors[source]._value()
+            elif isinstance(source, _Scalar):
+                source = source.refresh()
+            found.append(source)
+        return found
+
     # calling ----------------------------------------------------------------------------------
     def holds(self) -> bool:
         """Whether what the trace took for granted is still so."""
@@ -257,7 +270,7 @@ class Specialization:
         """Whether an argument shows a tensor that the program writes."""
         if self.changed:
             for t in tensors:
-                if id(t) in self.changed or id(t._base) in self.changed:
+                if id(t) in self.changed or id(root_of(t)) in self.changed:
                     return True
         return False
 

@@ -132,7 +132,7 @@ def view(t: Tensor, steps: tuple[Step, ...]) -> Tensor:
         node = twin(node)
     if source.grad and not STATE.grad_enabled:
         steps = (DETACH_STEP, *steps)
-    if base is None or base.__class__ is Shared:
+    if base is None or base.__class__ is Shared or t._leaf:  # through a leaf: to stay below it
         made._base, made._path, made._version = t, steps, t._version
     else:
         made._base, made._path, made._version = base, t._path + steps, base._version
@@ -222,7 +222,7 @@ class Tensor:
             return self._node
         if base.__class__ is Shared:
             return self._snapshot(base)
-        if base._version == self._version and base._base is None:
+        if base._version == self._version and (base._base is None or base._settled()):
             return self._node
         node = base._read()
         before = STATE.grad_enabled
@@ -240,6 +240,15 @@ class Tensor:
         self._version = base._version
         node.owner = ref(self)
         return node
+
+    def _settled(self) -> bool:
+        """Whether no handle between this one and its root has missed a write."""
+        t = self
+        while isinstance(t._base, Tensor):
+            if t._version != t._base._version:
+                return False
+            t = t._base
+        return t._base is None
 
     def _snapshot(self, shared: Shared) -> Node:
         """A copy of foreign memory as it is now. To a trace it is the tensor's own for a while."""

@@ -48,8 +48,9 @@ class Trace:
 
     def made(self, tensor: Tensor) -> bool:
         """Whether a tensor (or the root of a view) was made while this trace was recorded."""
-        root = tensor._base if isinstance(tensor._base, Tensor) else tensor
-        return root._version >= self.born
+        while isinstance(tensor._base, Tensor):
+            tensor = tensor._base
+        return tensor._version >= self.born
 
     # reports from the surface -----------------------------------------------------------------
     def wrote(self, tensor: Tensor, old: Node) -> None:

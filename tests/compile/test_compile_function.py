@@ -360,7 +360,6 @@ def test_arrays_of_numpy_share_the_state() -> None:
     twins(story)
 
 
-@pytest.mark.xfail(reason="a parameter that NumPy shares misses one update in a compiled step")
 def test_parameters_shared_with_numpy() -> None:
     def story(wrap: Callable[[Step], Step]) -> Any:
         model = nn.Linear(3, 2)
