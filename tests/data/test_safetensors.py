@@ -100,6 +100,10 @@ _F = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
     (_raw(b'{"a": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}, '
           b'"a": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}}'), "twice"),
     (_raw({"__metadata__": {"a": 1}}), "strings to strings"),
+    (_raw({"a": {**_F, "shape": [2**62, 2**62, 0], "data_offsets": [0, 0]}}), "dimensions"),
+    (_raw({"a": {**_F, "shape": [1] * 70 + [2]}}, b"0" * 8), "70|71 dimensions"),
+    (_raw({"\ud800": _F}, b"0" * 8), "surrogate"),
+    (_raw({"a": {**_F, "dtype": "BOOL", "shape": [8]}}, b"\1\0\2" + b"\0" * 5), "the byte 2"),
 ])
 def test_damage(content: bytes, text: str, tmp_path: Path) -> None:
     path = tmp_path / "bad.safetensors"
@@ -118,6 +122,22 @@ def test_every_truncation_and_missing_file(tmp_path: Path) -> None:
             ours.load(whole[:length])
     with pytest.raises(CheckpointError, match="no such file"):
         load_file(tmp_path / "nowhere")
+
+
+def test_a_flipped_bit_in_the_header_is_an_error_or_harmless(tmp_path: Path) -> None:
+    """Every bit of length and header: refused, or the tensors still fill the file exactly."""
+    whole = ours.save({"w": gs.arange(3), "b": gs.tensor([True, False])}, {"k": "v"})
+    end, accepted = len(whole) - 3 * 8 - 2, 0
+    for bit in range(8 * end):
+        harmed = bytearray(whole)
+        harmed[bit // 8] ^= 1 << bit % 8
+        try:
+            found = ours.load(bytes(harmed))
+        except CheckpointError:
+            continue
+        accepted += 1  # a letter of a name or of the metadata, or a type of the same size
+        assert sum(t.numel() * t.element_size() for t in found.values()) == 3 * 8 + 2
+    assert 0 < accepted < end
 
 
 def test_dtype_that_gossamer_lacks(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import struct
 import tempfile
@@ -27,6 +28,8 @@ from gossamer.tensor import Tensor
 __all__ = ["SafeFile", "load", "load_file", "safe_open", "save", "save_file", "write_atomically"]
 
 _MAX_HEADER = 100_000_000  # bytes; the published limit
+_MAX_DIMS = 64  # NumPy's limit, through which every array goes
+_MAX_EXTENT = 2**63  # an extent beyond it cannot be indexed, even where another one is 0
 _ALIGN = 8  # the header is padded with spaces so that tensors start aligned
 _SIZES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "I16": 2, "U16": 2, "F16": 2,
           "BF16": 2, "I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8}
@@ -44,6 +47,8 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     for key, value in pairs:
         if key in found:
             raise ValueError(f"the name {key!r} occurs twice")
+        if any("\ud800" <= c <= "\udfff" for c in key):
+            raise ValueError(f"the name {key!r} has half a surrogate pair")
         found[key] = value
     return found
 
@@ -98,6 +103,10 @@ def _check_entry(source: str, name: str, entry: Any) -> None:
     if offsets[1] - offsets[0] != size:
         raise _bad(source, f"tensor {name!r} of {dtype}{shape} takes {size} bytes, its "
                            f"data_offsets {offsets} span {offsets[1] - offsets[0]}.")
+    # An empty tensor takes no bytes whatever its other extents say, so they are held to limits too.
+    if len(shape) > _MAX_DIMS or math.prod(max(1, extent) for extent in shape) >= _MAX_EXTENT:
+        raise _bad(source, f"tensor {name!r} has {len(shape)} dimensions of up to {max(shape)}; "
+                           f"at most {_MAX_DIMS} of together 2^63 elements are possible.")
 
 
 def _header_size(source: str, first: bytes, total: int) -> int:
@@ -178,7 +187,7 @@ class SafeFile:
 
     def get_tensor(self, name: str) -> Tensor:
         """A tensor, copied into memory."""
-        return _to_tensor(self.array(name), self._entry(name)["dtype"])
+        return _to_tensor(self._source, self.array(name), self._entry(name)["dtype"])
 
     def get_slice(self, name: str) -> Slice:
         """A tensor of which only the indexed part is read: `f.get_slice(name)[:, 2:4]`."""
@@ -210,7 +219,8 @@ class Slice:
         return str(self._file._entry(self._name)["dtype"])
 
     def __getitem__(self, index: Any) -> Tensor:
-        return _to_tensor(self._file.array(self._name)[index], self.get_dtype())
+        part = self._file.array(self._name)[index]
+        return _to_tensor(self._file._source, part, self.get_dtype())
 
 
 def safe_open(filename: Any, framework: str = "gs", device: str = "cpu") -> SafeFile:
@@ -222,7 +232,11 @@ def safe_open(filename: Any, framework: str = "gs", device: str = "cpu") -> Safe
     return SafeFile(filename)
 
 
-def _to_tensor(array: np.ndarray, name: str) -> Tensor:
+def _to_tensor(source: str, array: np.ndarray, name: str) -> Tensor:
+    if name == "BOOL" and array.size and array.view(np.uint8).max() > 1:
+        # Kernels combine truth values bit by bit: `2 & 1` would be False.
+        raise _bad(source, f"a BOOL tensor holds the byte {array.view(np.uint8).max()}; only 0 and "
+                           "1 are truth values.")
     if name == "BF16":
         wide = (array.astype(np.uint32) << np.uint32(16)).view(np.float32)
         return gf.tensor(wide.reshape(array.shape)).to(bfloat16)
@@ -253,7 +267,7 @@ def load(data: bytes) -> dict[str, Tensor]:
                        "Convert the file first.")
         begin, end = (8 + size + n for n in entry["data_offsets"])
         array = np.frombuffer(data[begin:end], dtype.storage.newbyteorder("<"))
-        result[name] = _to_tensor(array.reshape(entry["shape"]), entry["dtype"])
+        result[name] = _to_tensor("(bytes)", array.reshape(entry["shape"]), entry["dtype"])
     return result
 
 
