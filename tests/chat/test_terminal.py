@@ -11,27 +11,28 @@ import pytest
 from rich.console import Console
 
 from gossamer import cli
+from gossamer.chat.engine import Request, Token
 from gossamer.chat.speedrun import SpeedrunOptions, speedrun
 from gossamer.chat.terminal import ChatSession, TextStream, run_chat
 from gossamer.chat.tokenizer import Tokenizer
-from gossamer.models.gpt import GPTConfig
 
 TOKENIZER = Tokenizer.train(["hello there, how are you? Spell cat: c-a-t"] * 9, 290)
 
 
 class Parrot:
-    """A stand-in for a model: it replies with what it was told to, token by token."""
+    """A stand-in for an engine: it replies with what it was told to, token by token."""
 
     def __init__(self, reply: str, sequence_len: int = 128) -> None:
-        self.config = GPTConfig(vocab_size=290, sequence_len=sequence_len)
+        self.context = sequence_len
         self.reply = reply
         self.prompts: list[str] = []
-        self.options: list[dict[str, object]] = []
+        self.requests: list[Request] = []
 
-    def generate(self, ids: list[int], **options: object) -> Iterator[int]:
-        self.prompts.append(TOKENIZER.decode(ids))
-        self.options.append(options)
-        yield from TOKENIZER.encode(self.reply)
+    def generate(self, request: Request) -> Iterator[Token]:
+        self.prompts.append(TOKENIZER.decode(request.ids))
+        self.requests.append(request)
+        for token in TOKENIZER.encode(self.reply):
+            yield Token(token, 0.0)
 
 
 def session(reply: str, sequence_len: int = 128) -> tuple[ChatSession, Parrot]:
@@ -102,7 +103,7 @@ def test_commands() -> None:
     talk, parrot = session("hello")
     output = chat(talk, ["/help", "/temperature 0.5", "hi", "/temperature 9", "/temperature x",
                          "/nonsense", "", "/quit", "never"])
-    assert parrot.options[0]["temperature"] == 0.5 and talk.temperature == 0.5
+    assert parrot.requests[0].sampling.temperature == 0.5 and talk.temperature == 0.5
     assert output.count("must be a number from 0 to 2") == 2
     assert "/nonsense: no such command" in output and "Ctrl-D" in output
     assert len(parrot.prompts) == 1
@@ -112,8 +113,8 @@ def test_ctrl_c_ends_the_reply_not_the_chat() -> None:
     talk, parrot = session("hello")
     whole = parrot.generate
 
-    def interrupted(ids: list[int], **options: object) -> Iterator[int]:
-        yield from list(whole(ids, **options))[:2]
+    def interrupted(request: Request) -> Iterator[Token]:
+        yield from list(whole(request))[:2]
         if len(parrot.prompts) == 1:
             raise KeyboardInterrupt
 

@@ -15,6 +15,7 @@ import gossamer as gs
 from gossamer.chat import checkpoint as room
 from gossamer.chat.checkpoint import checkpoints_of, find_run, latest, load_model, save
 from gossamer.chat.curriculum import Curriculum, tokenizer_corpus
+from gossamer.chat.engine import Engine, Request
 from gossamer.chat.evaluate import Score, evaluate, mean_score, question_set, replies_match
 from gossamer.chat.progress import Display, StepInfo
 from gossamer.chat.schedule import Schedule
@@ -192,13 +193,14 @@ def test_one_forward_pass_scores_as_decoding_does(tokenizer: Tokenizer, tmp_path
     """An overfitted model gets some right and some wrong; both ways agree on each."""
     trainer = make_trainer(tokenizer, tmp_path, replace(SETTINGS, max_steps=20))
     trainer.run()
-    model = trainer.model
+    engine = Engine(trainer.model, rows=1)
     examples, decoded = [], []
     for asked in question_set(TASKS, 3).values():
         prompt = tokenizer.render_prompt([{"role": "user", "content": asked[0].text}])
         if len(prompt) > 60:
             continue
-        reply = list(model.generate(prompt, max_tokens=30, stop=(tokenizer.assistant_end,)))
+        request = Request(prompt, max_tokens=30, stop=(tokenizer.assistant_end,))
+        reply = [token.id for token in engine.generate(request)]
         right = [*prompt, *reply, tokenizer.assistant_end]
         wrong = [*prompt, *reply[:-1], (reply[-1] + 1) % 320, tokenizer.assistant_end]
         mask = [0] * len(prompt) + [1] * (len(reply) + 1)
@@ -209,7 +211,7 @@ def test_one_forward_pass_scores_as_decoding_does(tokenizer: Tokenizer, tmp_path
             examples += [(right[:-1], mask[:-1]), (wrong[:-1], mask[:-1])]
             decoded += [True, False]
     assert len(examples) >= 8
-    assert replies_match(model, examples) == decoded
+    assert replies_match(trainer.model, examples) == decoded
 
 
 def test_evaluation_counts_and_lists_failures(tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import math
 import pytest
 
 import gossamer as gs
-from gossamer.models.gpt import GPT, GPTConfig, KVCache, sample_token
+from gossamer.models.gpt import GPT, GPTConfig
 
 SMALL = GPTConfig(vocab_size=70, n_layer=2, n_head=4, n_embd=32, sequence_len=24)
 GROUPED = GPTConfig(vocab_size=70, n_layer=2, n_head=4, n_kv_head=2, n_embd=32, sequence_len=24)
@@ -55,46 +55,33 @@ def test_cached_forward_equals_the_whole(config: GPTConfig, chunks: tuple[int, .
     ids = random_ids(model, 3, 12)
     with gs.no_grad():
         whole = model(ids)
-        cache, parts, start = KVCache(config, batch=3), [], 0
+        cache, parts, start = model.cache(3), [], 0
         for length in chunks:
-            parts.append(model(ids[:, start : start + length], cache))
+            place = cache.place(gs.full((3,), start), length)
+            before = ids[:, start - 1] if start else gs.zeros(3, dtype=gs.int64)
+            parts.append(model(ids[:, start : start + length], place, before))
             start += length
-    assert cache.length == 12
     assert gs.allclose(gs.cat(parts, dim=1), whole, atol=1e-4)
 
 
 @BOTH
-def test_generate_equals_naive_decoding(config: GPTConfig) -> None:
+def test_rows_at_different_positions(config: GPTConfig) -> None:
+    """Rows 2 and 0 of a cache of three go on where each stands; row 1 stays as it is."""
     model = trained_like(config)
-    ids = [1, 2, 3]
-    expected = list(ids)
+    ids = random_ids(model, 2, 12)
     with gs.no_grad():
-        for _ in range(8):
-            expected.append(int(model(gs.tensor([expected]))[0, -1].argmax().item()))
-    assert list(model.generate(ids, max_tokens=8)) == expected[3:]
-
-
-def test_generate_stops_at_stop_tokens_and_at_the_context() -> None:
-    model = trained_like(SMALL)
-    free = list(model.generate([1, 2], max_tokens=10))
-    stopped = list(model.generate([1, 2], max_tokens=10, stop=(free[4],)))
-    assert stopped == free[: free.index(free[4])]
-    assert len(list(model.generate([1] * 20, max_tokens=100))) == 4
-    for prompt in ([], [1] * 24):
-        with pytest.raises(ValueError, match="between 1 and 23"):
-            list(model.generate(prompt, max_tokens=1))
-
-
-def test_sampling_repeats_by_seed_and_respects_top_k() -> None:
-    model = trained_like(SMALL)
-    one = list(model.generate([1], max_tokens=20, temperature=1.0, seed=5))
-    assert one == list(model.generate([1], max_tokens=20, temperature=1.0, seed=5))
-    assert one != list(model.generate([1], max_tokens=20, temperature=1.0, seed=6))
-    greedy = list(model.generate([1], max_tokens=20))
-    assert list(model.generate([1], max_tokens=20, temperature=0.7, top_k=1)) == greedy
-    rng = gs.Generator().manual_seed(0)
-    logits = gs.tensor([0.0, 3.0, -1.0, 2.9])
-    assert {sample_token(logits, 1.0, 2, rng) for _ in range(60)} == {1, 3}
+        whole = model(ids)
+        cache = model.cache(3)
+        for line, row, length in ((0, 2, 7), (1, 0, 3)):
+            model(ids[line:line + 1, :length], cache.place(gs.tensor([0]), length,
+                                                           gs.tensor([row])), gs.tensor([0]))
+        untouched = cache.keys[0][24:48].clone()
+        place = cache.place(gs.tensor([7, 3]), 5, gs.tensor([2, 0]))
+        new = gs.stack([ids[0, 7:12], ids[1, 3:8]])
+        logits = model(new, place, gs.stack([ids[0, 6], ids[1, 2]]))
+    assert gs.allclose(logits[0], whole[0, 7:12], atol=1e-4)
+    assert gs.allclose(logits[1], whole[1, 3:8], atol=1e-4)
+    assert gs.equal(cache.keys[0][24:48], untouched) and not untouched.any()
 
 
 def test_counts() -> None:

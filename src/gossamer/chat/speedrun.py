@@ -21,6 +21,7 @@ from rich.table import Table
 import gossamer as gs
 from gossamer.chat.checkpoint import find_run, latest, load_model
 from gossamer.chat.curriculum import Curriculum, tokenizer_corpus
+from gossamer.chat.engine import Engine
 from gossamer.chat.evaluate import Score, evaluate, mean_score, question_set
 from gossamer.chat.progress import Display, clock_text
 from gossamer.chat.report import RunFacts, write_report
@@ -124,7 +125,8 @@ def speedrun(
     questions = question_set(TASKS, options.questions, seed=options.seed)
     scores = evaluate(trainer.model, trainer.tokenizer, questions)
     phases.done("evaluate")
-    samples = [(text, _reply(trainer, text)) for text in _SAMPLES]
+    engine = Engine(trainer.model, rows=1)
+    samples = [(text, _reply(engine, trainer.tokenizer, text)) for text in _SAMPLES]
     phases.done("samples")
     report = write_report(
         trainer.folder, _facts(trainer, options, phases, samples), trainer.model, history, scores
@@ -132,7 +134,7 @@ def speedrun(
     phases.done("report")
     _summary(console, scores, report, phases)
     if chat and sys.stdin.isatty():
-        run_chat(ChatSession(trainer.model, trainer.tokenizer), console)
+        run_chat(ChatSession(Engine(trainer.model, 1), trainer.tokenizer), console)
     return trainer.folder
 
 
@@ -228,9 +230,9 @@ def _new_folder(options: SpeedrunOptions) -> Path:
     return folder
 
 
-def _reply(trainer: Trainer, text: str) -> str:
+def _reply(engine: Engine, tokenizer: Tokenizer, text: str) -> str:
     """The finished model's greedy reply, decoded token by token, at most _SAMPLE_TOKENS of them."""
-    reply = ChatSession(trainer.model, trainer.tokenizer).reply(text)
+    reply = ChatSession(engine, tokenizer).reply(text)
     return "".join(islice(reply, _SAMPLE_TOKENS))
 
 

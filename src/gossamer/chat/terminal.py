@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 
+from gossamer.chat.engine import Engine, Request, Sampling
 from gossamer.chat.tokenizer import Message, Tokenizer
-from gossamer.models.gpt import GPT
 
 __all__ = ["ChatSession", "TextStream", "run_chat"]
 
@@ -57,13 +57,13 @@ class ChatSession:
     """A conversation with one model.
 
     Args:
-        model: a trained GPT.
+        engine: decodes a trained GPT.
         tokenizer: its tokenizer.
         temperature: of the sampling; 0 takes the likeliest token.
         seed: of the sampling; it grows by one a reply.
     """
 
-    model: GPT
+    engine: Engine
     tokenizer: Tokenizer
     temperature: float = 0.0
     seed: int = 0
@@ -83,14 +83,14 @@ class ChatSession:
             self.messages.pop()
             raise
         stream, pieces = TextStream(self.tokenizer), []
-        tokens = self.model.generate(
-            prompt, max_tokens=self.model.config.sequence_len, temperature=self.temperature,
-            seed=self.seed, stop=(self.tokenizer.assistant_end, self.tokenizer.bos),
-        )
+        tokens = self.engine.generate(Request(
+            prompt, sampling=Sampling(self.temperature, seed=self.seed),
+            stop=(self.tokenizer.assistant_end, self.tokenizer.bos),
+        ))
         self.seed += 1
         try:
             for token in tokens:
-                pieces.append(stream.push(token))
+                pieces.append(stream.push(token.id))
                 yield pieces[-1]
             pieces.append(stream.rest())
             yield pieces[-1]
@@ -99,17 +99,17 @@ class ChatSession:
 
     def _prompt(self) -> list[int]:
         """Ids of the newest turns that leave room for a reply."""
-        longest = self.model.config.sequence_len - _REPLY_ROOM
+        longest = self.engine.context - _REPLY_ROOM
         for first in range(0, len(self.messages), 2):
             ids = self.tokenizer.render_prompt(self.messages[first:])
             if len(ids) <= longest or (
-                first == len(self.messages) - 1 and len(ids) < self.model.config.sequence_len
+                first == len(self.messages) - 1 and len(ids) < self.engine.context
             ):
                 self.dropped = first
                 return ids
         raise ValueError(
             f"the message has {len(ids)} tokens; this model reads at most "
-            f"{self.model.config.sequence_len - 1}. Ask something shorter."
+            f"{self.engine.context - 1}. Ask something shorter."
         )
 
     def clear(self) -> None:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 import gossamer
 from gossamer.chat.checkpoint import find_run, latest, load_model
+from gossamer.chat.engine import Engine
 from gossamer.chat.speedrun import SpeedrunOptions, speedrun
 from gossamer.chat.terminal import ChatSession, run_chat
 from gossamer.core.errors import GossamerError
@@ -76,7 +77,7 @@ def chat_command(
     """Talk to a trained model."""
     folder = find_run(root, run_name)
     checkpoint = load_model(latest(folder) or folder)
-    session = ChatSession(checkpoint.model, checkpoint.tokenizer, temperature)
+    session = ChatSession(Engine(checkpoint.model, rows=1), checkpoint.tokenizer, temperature)
     run_chat(session, Console())
 
 

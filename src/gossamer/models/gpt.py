@@ -15,18 +15,17 @@ is nanochat's, written anew.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import gossamer as gs
 from gossamer import nn
+from gossamer.models.cache import KVCache, Place
 from gossamer.nn import functional as F
 
-__all__ = ["GPT", "GPTConfig", "KVCache", "sample_token"]
+__all__ = ["GPT", "GPTConfig"]
 
 HEAD_MULTIPLE = 64  # rows of the output head: whole tiles for the matmul
-PROMPT_MULTIPLE = 32  # prompts are padded to it: eight shapes for a context of 256
 ROTARY_BASE = 10_000.0  # Su et al. 2021; enough for contexts of a few thousand tokens
 GATE_INPUTS = 12  # channels that the gate of a value embedding looks at
 GATE_RANGE = 3.0  # its largest value; it starts in the middle
@@ -85,42 +84,6 @@ class GPTConfig:
         return asdict(self)
 
 
-class KVCache:
-    """Keys and values of the positions seen so far, one pair of buffers a layer.
-
-    The buffers always have the full context, and positions not yet seen are masked; so every
-    decoded token has the same shapes and runs the same program.
-
-    Args:
-        config: sizes of the model.
-        batch: rows decoded together (B).
-    """
-
-    def __init__(self, config: GPTConfig, batch: int = 1) -> None:
-        shape = (batch, config.kv_heads, config.sequence_len, config.head_dim)
-        self.length = 0  # positions filled
-        self.last = gs.zeros(batch, 1, config.n_embd)  # embedding of the newest, for the smear
-        self.keys = [gs.zeros(shape) for _ in range(config.n_layer)]
-        self.values = [gs.zeros(shape) for _ in range(config.n_layer)]
-
-    def begin(self, count: int) -> None:
-        """Place `count` new positions after the filled ones."""
-        self.positions = gs.arange(count) + gs.tensor([self.length])  # (T,)
-        context = gs.arange(self.keys[0].shape[2])  # (S,)
-        self.mask = context[None, :] <= self.positions[:, None]  # (T, S): itself and the past
-
-    def extend(self, layer: int, k: gs.Tensor, v: gs.Tensor) -> tuple[gs.Tensor, gs.Tensor]:
-        """Write (B, H, T, K) keys and values at the new positions; return the whole buffers."""
-        self.keys[layer].index_copy_(2, self.positions, k)
-        self.values[layer].index_copy_(2, self.positions, v)
-        return self.keys[layer], self.values[layer]
-
-    def end(self, count: int, last: gs.Tensor) -> None:
-        """Count `count` of the new positions as filled; `last` is the embedding of the newest."""
-        self.length += count
-        self.last = last
-
-
 def norm(x: gs.Tensor) -> gs.Tensor:
     """x / rms(x) over the last dimension, without a gain."""
     return F.rms_norm(x, (x.shape[-1],))
@@ -153,7 +116,7 @@ class Attention(nn.Module):
             self.gate = nn.Linear(min(GATE_INPUTS, config.n_embd), config.kv_heads, bias=False)
 
     def forward(
-        self, x: gs.Tensor, ids: gs.Tensor, cos: gs.Tensor, sin: gs.Tensor, cache: KVCache | None
+        self, x: gs.Tensor, ids: gs.Tensor, cos: gs.Tensor, sin: gs.Tensor, place: Place | None
     ) -> gs.Tensor:
         B, T, D = x.shape
         K = self.config.head_dim
@@ -162,10 +125,10 @@ class Attention(nn.Module):
         v = self._values(x, ids).view(B, T, -1, K).transpose(1, 2)
         q = norm(rotate(q, cos, sin)) * SHARPNESS
         k = norm(rotate(k, cos, sin)) * SHARPNESS
-        if cache is not None:
-            k, v = cache.extend(self.layer, k, v)  # (B, H_kv, S, K)
+        if place is not None:
+            k, v = place.extend(self.layer, k, v)  # (B, H_kv, S, K)
         y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=None if cache is None else cache.mask, is_causal=cache is None,
+            q, k, v, attn_mask=None if place is None else place.mask, is_causal=place is None,
             enable_gqa=self.config.kv_heads != self.config.n_head,
         )
         return self.proj(y.transpose(1, 2).reshape(B, T, D))
@@ -201,9 +164,9 @@ class Block(nn.Module):
         self.mlp = FeedForward(config)
 
     def forward(
-        self, x: gs.Tensor, ids: gs.Tensor, cos: gs.Tensor, sin: gs.Tensor, cache: KVCache | None
+        self, x: gs.Tensor, ids: gs.Tensor, cos: gs.Tensor, sin: gs.Tensor, place: Place | None
     ) -> gs.Tensor:
-        x = x + self.attn(norm(x), ids, cos, sin, cache)
+        x = x + self.attn(norm(x), ids, cos, sin, place)
         return x + self.mlp(norm(x))
 
 
@@ -246,16 +209,16 @@ class GPT(nn.Module):
                 nn.init.uniform_(block.attn.table.weight, -bound, bound)
                 nn.init.zeros_(block.attn.gate.weight)
 
-    def forward(
-        self, ids: gs.Tensor, cache: KVCache | None = None, valid: int | None = None
-    ) -> gs.Tensor:
+    def forward(self, ids: gs.Tensor, place: Place | None = None,
+                before: gs.Tensor | None = None) -> gs.Tensor:
         """Scores of the next token at every position.
 
         Args:
             ids: (B, T) int64 token ids.
-            cache: keys and values of earlier positions; `ids` continue them and are added.
-            valid: with a cache, how many of the T tokens are real; the rest is padding that the
-                next call overwrites. None = all.
+            place: where they continue the rows of a cache, to which they are added; without it
+                they begin a sequence each.
+            before: (B,) int64, with `place`: the token before the first of each row (any where a
+                row begins).
 
         Returns:
             (B, T, V) float32 scores (logits).
@@ -263,31 +226,31 @@ class GPT(nn.Module):
         Raises:
             ValueError: more positions than the model's context.
 
-        Cost: `flops_per_token / 3` a token without a cache.
+        Cost: `estimate_flops / 3` a token without a cache.
         """
         T = ids.shape[1]
-        past = cache.length if cache is not None else 0
-        if past + T > self.config.sequence_len:
+        if T > self.config.sequence_len:
             raise ValueError(
-                f"GPT.forward: {past} cached + {T} new positions exceed the context of "
-                f"{self.config.sequence_len}. Drop the oldest tokens and start a new cache."
+                f"GPT.forward: {T} positions exceed the context of {self.config.sequence_len}. "
+                "Drop the oldest tokens."
             )
         e = norm(self.wte(ids))  # (B, T, D)
-        if cache is None:
+        if place is None or before is None:
             cos, sin = self.cos[:T], self.sin[:T]  # (T, K/2)
-            before = gs.zeros_like(e[:, :1])
+            first = gs.zeros_like(e[:, :1])
         else:
-            cache.begin(T)
-            cos = self.cos.index_select(0, cache.positions)
-            sin = self.sin.index_select(0, cache.positions)
-            before = cache.last
-        x = e + self.smear * gs.cat([before, e[:, :-1]], dim=1)
+            cos = self.cos[place.positions][:, None]  # (B, 1, T, K/2)
+            sin = self.sin[place.positions][:, None]
+            first = norm(self.wte(before))[:, None] * (place.positions[:, :1, None] > 0)
+        x = e + self.smear * gs.cat([first, e[:, :-1]], dim=1)
         for block in self.blocks:
-            x = block(x, ids, cos, sin, cache)
-        if cache is not None:
-            count = T if valid is None else valid
-            cache.end(count, e.index_select(1, gs.tensor([count - 1])))
+            x = block(x, ids, cos, sin, place)
         return self.head(norm(x))[..., : self.config.vocab_size]
+
+    def cache(self, rows: int) -> KVCache:
+        """An empty cache for `rows` conversations."""
+        c = self.config
+        return KVCache(c.n_layer, rows, c.sequence_len, c.kv_heads, c.head_dim)
 
     def loss(self, ids: gs.Tensor, targets: gs.Tensor) -> gs.Tensor:
         """Mean cross-entropy in nats over the positions whose target is not -1.
@@ -330,62 +293,6 @@ class GPT(nn.Module):
         matmul = sum(p.numel() for p in self.matrix_parameters()) + self.head.weight.numel()
         c = self.config
         return 6 * matmul + 12 * c.n_layer * c.n_embd * c.sequence_len
-
-    def generate(
-        self, ids: list[int], *, max_tokens: int, temperature: float = 0.0, top_k: int = 0,
-        seed: int = 0, stop: tuple[int, ...] = (),
-    ) -> Iterator[int]:
-        """Yield new tokens one by one, decoding with a key/value cache.
-
-        Args:
-            ids: the prompt; it must be shorter than the context.
-            max_tokens: most tokens to yield; the end of the context ends it sooner.
-            temperature: 0 takes the likeliest token; above, samples from softmax(logits / t).
-            top_k: sample among the k likeliest only; 0 = all.
-            seed: of the sampling.
-            stop: tokens that end the reply; they are not yielded.
-
-        Raises:
-            ValueError: an empty prompt, or one that fills the context.
-        """
-        room = self.config.sequence_len - len(ids)
-        if not ids or room <= 0:
-            raise ValueError(
-                f"generate: the prompt has {len(ids)} tokens; it must have between 1 and "
-                f"{self.config.sequence_len - 1} to leave room for a reply. Shorten it."
-            )
-        rng = gs.Generator().manual_seed(seed)
-        cache = KVCache(self.config)
-        new = ids
-        for _ in range(min(max_tokens, room)):
-            with gs.no_grad():  # entered anew for each token: the caller runs in between
-                token = sample_token(self._advance(new, cache), temperature, top_k, rng)
-            if token in stop:
-                return
-            yield token
-            new = [token]
-
-
-    def _advance(self, tokens: list[int], cache: KVCache) -> gs.Tensor:
-        """(V,) scores after `tokens`; a prompt is padded, so that few lengths occur."""
-        count = len(tokens)
-        padded = -(-count // PROMPT_MULTIPLE) * PROMPT_MULTIPLE if count > 1 else 1
-        padded = min(padded, self.config.sequence_len - cache.length)
-        ids = gs.tensor([tokens + [0] * (padded - count)])
-        logits = self(ids, cache, valid=count)  # (1, padded, V)
-        return logits[0].index_select(0, gs.tensor([count - 1]))[0]
-
-
-def sample_token(logits: gs.Tensor, temperature: float, top_k: int, rng: gs.Generator) -> int:
-    """One token from (V,) logits: the likeliest at temperature 0, else a sample."""
-    if temperature <= 0:
-        return int(logits.argmax().item())
-    if 0 < top_k < logits.shape[0]:
-        values, indices = gs.topk(logits, top_k)
-        choice = gs.multinomial(F.softmax(values / temperature, dim=-1), 1, generator=rng)
-        return int(indices[choice].item())
-    choice = gs.multinomial(F.softmax(logits / temperature, dim=-1), 1, generator=rng)
-    return int(choice.item())
 
 
 def _rotary_angles(config: GPTConfig) -> gs.Tensor:

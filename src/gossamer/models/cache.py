@@ -1,0 +1,77 @@
+"""Keys and values of what a model has read so far, for many conversations at once. Layer 6.
+
+The one idea: the buffers always have the full context, and positions that are not yet written are
+masked. So every decoded token has the same shapes and runs the same compiled program, wherever in
+its conversation each row stands.
+
+Source: Shazeer 2019 (incremental decoding); Yu et al. 2022, "Orca" (rows at different positions in
+one batch).
+"""
+
+from __future__ import annotations
+
+import gossamer as gs
+
+__all__ = ["KVCache", "Place"]
+
+
+class KVCache:
+    """Keys and values of `rows` conversations, one pair of buffers a layer.
+
+    Args:
+        layers: layers of the model.
+        rows: conversations held at once (R).
+        context: positions a row has room for (S).
+        heads: key and value heads (H).
+        head_dim: width of one head (K).
+
+    A buffer is (R S, H K): one line a position, so that a new token is one line written.
+
+    Cost: 2 · layers · R · S · H · K elements.
+    """
+
+    def __init__(self, layers: int, rows: int, context: int, heads: int, head_dim: int) -> None:
+        self.rows, self.context, self.heads, self.head_dim = rows, context, heads, head_dim
+        shape = (rows * context, heads * head_dim)
+        self.keys = [gs.zeros(shape) for _ in range(layers)]
+        self.values = [gs.zeros(shape) for _ in range(layers)]
+
+    def place(self, starts: gs.Tensor, count: int, rows: gs.Tensor | None = None) -> Place:
+        """Where `count` new tokens of some rows go.
+
+        Args:
+            starts: (B,) int64, positions that are filled already in each row.
+            count: new tokens a row (T).
+            rows: (B,) int64, which rows of the cache; None = all, in order.
+        """
+        return Place(self, starts, count, rows)
+
+
+class Place:
+    """The T new positions of B rows of a cache.
+
+    Attributes:
+        positions: (B, T) int64, position of each new token in its conversation.
+        mask: (B, 1, T, S) bool, what each new token may look at: itself and the past.
+    """
+
+    def __init__(self, cache: KVCache, starts: gs.Tensor, count: int,
+                 rows: gs.Tensor | None) -> None:
+        self.cache, self.rows = cache, rows
+        self.positions = starts[:, None] + gs.arange(count)
+        self.mask = (gs.arange(cache.context) <= self.positions[:, :, None])[:, None]
+        lines = gs.arange(cache.rows) if rows is None else rows
+        self._lines = (lines[:, None] * cache.context + self.positions).flatten()  # (B T,)
+
+    def extend(self, layer: int, k: gs.Tensor, v: gs.Tensor) -> tuple[gs.Tensor, gs.Tensor]:
+        """Write (B, H, T, K) keys and values; return those of the whole rows, (B, H, S, K)."""
+        return (self._extend(self.cache.keys[layer], k),
+                self._extend(self.cache.values[layer], v))
+
+    def _extend(self, buffer: gs.Tensor, new: gs.Tensor) -> gs.Tensor:
+        cache = self.cache
+        buffer.index_copy_(0, self._lines, new.transpose(1, 2).reshape(-1, buffer.shape[1]))
+        whole = buffer.view(cache.rows, cache.context, cache.heads, cache.head_dim)
+        if self.rows is not None:
+            whole = whole.index_select(0, self.rows)
+        return whole.transpose(1, 2)

@@ -1,0 +1,223 @@
+"""The engine: its tokens are those of naive decoding, whatever else is decoded beside them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+import gossamer as gs
+from gossamer.chat.engine import CHUNK, Engine, Request, Sampling, choose
+from gossamer.models.gpt import GPT, GPTConfig
+
+CONTEXT, VOCAB = 160, 70
+
+
+@pytest.fixture(scope="module")
+def model() -> GPT:
+    gs.manual_seed(3)
+    made = GPT(GPTConfig(vocab_size=VOCAB, n_layer=2, n_head=4, n_kv_head=2, n_embd=32,
+                         sequence_len=CONTEXT))
+    with gs.no_grad():
+        for parameter in made.parameters():  # also those that start at zero
+            gs.nn.init.normal_(parameter, std=0.3)
+    return made
+
+
+def naive(model: GPT, ids: list[int], count: int) -> list[int]:
+    """The likeliest token after a whole forward pass, again and again."""
+    ids = list(ids)
+    with gs.no_grad():
+        for _ in range(count):
+            ids.append(int(model(gs.tensor([ids]))[0, -1].argmax().item()))
+    return ids[-count:]
+
+
+def tokens(engine: Engine, request: Request) -> list[int]:
+    return [token.id for token in engine.generate(request)]
+
+
+def drain(engine: Engine) -> None:
+    while engine.busy:
+        engine.step()
+
+
+def prompt(seed: int, length: int) -> list[int]:
+    return [int(i) for i in np.random.default_rng(seed).integers(0, VOCAB, length)]
+
+
+def test_ragged_batch_equals_naive(model: GPT) -> None:
+    """More requests than rows, of many lengths, one longer than a piece."""
+    engine = Engine(model, rows=3)
+    prompts = [prompt(n, length) for n, length in enumerate([1, 40, 2, 33, CHUNK + 9, 5, 31])]
+    replies = [engine.submit(Request(p, max_tokens=9)) for p in prompts]
+    drain(engine)
+    for p, reply in zip(prompts, replies, strict=True):
+        assert [t.id for t in reply.tokens] == naive(model, p, 9)
+        assert reply.finish == "length"
+
+
+def test_requests_join_while_others_run(model: GPT) -> None:
+    engine = Engine(model, rows=2)
+    first = engine.submit(Request(prompt(1, 20), max_tokens=30))
+    for _ in range(7):
+        engine.step()
+    second = engine.submit(Request(prompt(2, 3), max_tokens=5))
+    drain(engine)
+    assert [t.id for t in first.tokens] == naive(model, prompt(1, 20), 30)
+    assert [t.id for t in second.tokens] == naive(model, prompt(2, 3), 5)
+
+
+def test_a_conversation_reads_only_what_is_new(model: GPT) -> None:
+    engine = Engine(model, rows=2)
+    ids = prompt(4, 50)
+    said = tokens(engine, Request(ids, max_tokens=6))
+    fed: list[int] = []
+    run = engine._run
+
+    def count(pieces, *rest):
+        fed.append(len(pieces[0]) if rest[0] is not engine.slots else 1)
+        return run(pieces, *rest)
+
+    engine._run = count  # type: ignore[method-assign]
+    longer = [*ids, *said, *prompt(5, 4)]
+    assert tokens(engine, Request(longer, max_tokens=3)) == naive(model, longer, 3)
+    assert fed[0] == 32 and len(fed) == 3  # the last reply token and four new ones, padded to 32
+    branch = [*ids[:30], *prompt(6, 4)]  # an edited message: what follows is forgotten
+    assert tokens(engine, Request(branch, max_tokens=3)) == naive(model, branch, 3)
+
+
+def test_the_end_of_the_context_ends_the_reply(model: GPT) -> None:
+    engine = Engine(model, rows=2)
+    reply = engine.submit(Request(prompt(1, CONTEXT - 4)))
+    drain(engine)
+    assert (len(reply.tokens), reply.finish) == (4, "length")
+    assert [t.id for t in reply.tokens] == naive(model, prompt(1, CONTEXT - 4), 4)
+    # The row is full; an idle row is written to in each round and must not spoil what it holds.
+    other = prompt(7, 6)
+    assert tokens(engine, Request(other, max_tokens=3)) == naive(model, other, 3)
+    again = prompt(1, CONTEXT - 4)
+    assert tokens(engine, Request(again, max_tokens=2)) == naive(model, again, 2)
+
+
+def test_stop_tokens_are_not_part_of_the_reply(model: GPT) -> None:
+    engine = Engine(model, rows=1)
+    free = tokens(engine, Request([1, 2], max_tokens=10))
+    reply = engine.submit(Request([1, 2], max_tokens=10, stop=(free[4],)))
+    drain(engine)
+    assert [t.id for t in reply.tokens] == free[:free.index(free[4])]
+    assert reply.finish == "stop"
+
+
+def test_forced_tokens_follow_what_asked_for_them(model: GPT) -> None:
+    engine = Engine(model, rows=1)
+    first = naive(model, [1, 2], 1)[0]
+    request = Request([1, 2], max_tokens=6, follow=lambda i: [9, 8, 7] if i == first else [])
+    reply = engine.submit(request)
+    engine.step()
+    assert [(t.id, t.forced) for t in reply.tokens] == [
+        (first, False), (9, True), (8, True), (7, True)]
+    drain(engine)
+    assert [t.id for t in reply.tokens[4:]] == naive(model, [1, 2, first, 9, 8, 7], 2)
+    short = engine.submit(Request([1, 2], max_tokens=3, follow=request.follow))
+    drain(engine)
+    assert [t.id for t in short.tokens] == [first, 9, 8] and short.finish == "length"
+
+
+def test_cancelling_frees_the_slot(model: GPT) -> None:
+    engine = Engine(model, rows=1)
+    long, next_one = engine.submit(Request([1])), engine.submit(Request([2], max_tokens=2))
+    for _ in range(3):
+        engine.step()
+    long.cancel()
+    drain(engine)
+    assert long.finish == "cancelled" and len(long.tokens) == 3
+    assert [t.id for t in next_one.tokens] == naive(model, [2], 2)
+
+
+def test_a_seed_decides_and_neighbours_do_not(model: GPT) -> None:
+    request = Request([1, 2, 3], max_tokens=25, sampling=Sampling(1.0, top_k=20, seed=5))
+    alone = tokens(Engine(model, rows=3), request)
+    engine = Engine(model, rows=3)
+    for n in range(4):
+        engine.submit(Request(prompt(n, 20 + n), max_tokens=12, sampling=Sampling(0.8, seed=n)))
+    assert tokens(engine, request) == alone
+    other = Request([1, 2, 3], max_tokens=25, sampling=Sampling(1.0, top_k=20, seed=6))
+    assert tokens(engine, other) != alone
+
+
+def test_probabilities_are_those_of_the_model(model: GPT) -> None:
+    engine = Engine(model, rows=1)
+    ids = [1, 2, 3]
+    found = list(engine.generate(Request(ids, 3, Sampling(2.0, seed=1), alternatives=True)))
+    for token in found:
+        with gs.no_grad():
+            exact = gs.log_softmax(model(gs.tensor([ids]))[0, -1], dim=-1)
+        assert token.logprob == pytest.approx(exact[token.id].item(), abs=1e-4)
+        best = exact.topk(20)
+        assert [i for i, _ in token.alternatives] == best.indices.tolist()
+        assert np.allclose([p for _, p in token.alternatives], best.values.tolist(), atol=1e-4)
+        ids = [*ids, token.id]
+
+
+def test_few_programs(model: GPT) -> None:
+    """A new prompt length or position compiles nothing."""
+    engine = Engine(model, rows=2)
+    for length in range(1, 33):
+        tokens(engine, Request(prompt(length, length), max_tokens=2))
+    assert engine._advance.traced <= 2  # one token of all rows, one piece of one row
+
+
+@pytest.mark.parametrize("ids", [[], [1] * CONTEXT, [VOCAB], [-1]])
+def test_impossible_prompts(model: GPT, ids: list[int]) -> None:
+    with pytest.raises(ValueError, match="the prompt has"):
+        Engine(model, rows=1).submit(Request(ids))
+
+
+@pytest.mark.parametrize("knobs", [{"temperature": -1}, {"top_k": -1}, {"top_p": 0}, {"min_p": 2},
+                                   {"temperature": float("nan")}])
+def test_impossible_sampling(knobs: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="Sampling"):
+        Sampling(**knobs)
+
+
+# The choice of a token ----------------------------------------------------------------------------
+
+def reference(logits: np.ndarray, t: float, k: int, top_p: float, min_p: float,
+              u: float) -> set[int]:
+    """Tokens that may be chosen: more than one where rounding decides."""
+    if t == 0:
+        return {int(logits.argmax())}
+    scaled = logits.astype(np.float64) / t
+    order = np.argsort(-scaled, kind="stable")
+    p = np.exp(scaled[order] - scaled.max())
+    p /= p.sum()
+    if k:
+        p[k:] = 0
+        p /= p.sum()
+    before = np.cumsum(p) - p
+    p = np.where((before < top_p) & (p >= min_p * p[0]), p, 0)
+    total = np.cumsum(p)
+    near = [np.searchsorted(total, (u + e) * total[-1], "right") for e in (-1e-5, 0, 1e-5)]
+    last = int((p > 0).sum()) - 1
+    return {int(order[min(int(n), last)]) for n in near}
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.3, 1.0, 3.0]), st.integers(0, 12),
+       st.sampled_from([0.1, 0.5, 0.93, 1.0]), st.sampled_from([0.0, 0.07, 0.4]),
+       st.floats(0, 1, exclude_max=True))
+@settings(max_examples=150, deadline=None)
+def test_choice_equals_the_definition(seed: int, t: float, k: int, top_p: float, min_p: float,
+                                      u: float) -> None:
+    logits = np.random.default_rng(seed).normal(size=(1, 12)).astype(np.float32) * 2
+    knobs = np.array([[t, k, top_p, min_p, u]], np.float32)
+    found = choose(gs.tensor(logits), gs.tensor(knobs)).item()
+    assert found in reference(logits[0], t, k, top_p, min_p, float(knobs[0, 4]))
+
+
+def test_frequencies_are_probabilities() -> None:
+    logits = gs.tensor([[0.0, 1.0, 2.0, -1.0]]).expand(4000, 4)
+    u = (gs.arange(4000) + 0.5) / 4000
+    knobs = gs.stack([gs.ones(4000), gs.zeros(4000), gs.ones(4000), gs.zeros(4000), u], dim=1)
+    counts = np.bincount(choose(logits, knobs).numpy(), minlength=4)
+    assert np.allclose(counts / 4000, gs.softmax(logits[0], dim=-1).numpy(), atol=1e-3)
