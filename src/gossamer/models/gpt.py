@@ -20,7 +20,6 @@ from typing import Any
 
 import gossamer as gs
 from gossamer import nn
-from gossamer.models.cache import KVCache, Place
 from gossamer.nn import functional as F
 
 __all__ = ["GPT", "GPTConfig"]
@@ -116,7 +115,7 @@ class Attention(nn.Module):
             self.gate = nn.Linear(min(GATE_INPUTS, config.n_embd), config.kv_heads, bias=False)
 
     def forward(
-        self, x: gs.Tensor, ids: gs.Tensor, cos: gs.Tensor, sin: gs.Tensor, place: Place | None
+        self, x: gs.Tensor, ids: gs.Tensor, cos: gs.Tensor, sin: gs.Tensor, place: nn.Place | None
     ) -> gs.Tensor:
         B, T, D = x.shape
         K = self.config.head_dim
@@ -164,7 +163,7 @@ class Block(nn.Module):
         self.mlp = FeedForward(config)
 
     def forward(
-        self, x: gs.Tensor, ids: gs.Tensor, cos: gs.Tensor, sin: gs.Tensor, place: Place | None
+        self, x: gs.Tensor, ids: gs.Tensor, cos: gs.Tensor, sin: gs.Tensor, place: nn.Place | None
     ) -> gs.Tensor:
         x = x + self.attn(norm(x), ids, cos, sin, place)
         return x + self.mlp(norm(x))
@@ -209,7 +208,7 @@ class GPT(nn.Module):
                 nn.init.uniform_(block.attn.table.weight, -bound, bound)
                 nn.init.zeros_(block.attn.gate.weight)
 
-    def forward(self, ids: gs.Tensor, place: Place | None = None,
+    def forward(self, ids: gs.Tensor, place: nn.Place | None = None,
                 before: gs.Tensor | None = None) -> gs.Tensor:
         """Scores of the next token at every position.
 
@@ -247,10 +246,10 @@ class GPT(nn.Module):
             x = block(x, ids, cos, sin, place)
         return self.head(norm(x))[..., : self.config.vocab_size]
 
-    def cache(self, rows: int) -> KVCache:
+    def cache(self, rows: int) -> nn.KVCache:
         """An empty cache for `rows` conversations."""
         c = self.config
-        return KVCache(c.n_layer, rows, c.sequence_len, c.kv_heads, c.head_dim)
+        return nn.KVCache(c.n_layer, rows, c.sequence_len, c.kv_heads, c.head_dim)
 
     def loss(self, ids: gs.Tensor, targets: gs.Tensor) -> gs.Tensor:
         """Mean cross-entropy in nats over the positions whose target is not -1.

@@ -7,6 +7,7 @@ Names, defaults and state_dict keys are those of torch.nn, so weights interchang
 from gossamer.nn import functional as functional, init as init, utils as utils
 from gossamer.nn.activation import *
 from gossamer.nn.attention import *
+from gossamer.nn.cache import *
 from gossamer.nn.containers import *
 from gossamer.nn.conv import *
 from gossamer.nn.dropout import *

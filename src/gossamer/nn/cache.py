@@ -1,4 +1,4 @@
-"""Keys and values of what a model has read so far, for many conversations at once. Layer 6.
+"""Keys and values of what a model has read so far, for many conversations at once. Layer 5.
 
 The one idea: the buffers always have the full context, and positions that are not yet written are
 masked. So every decoded token has the same shapes and runs the same compiled program, wherever in
@@ -10,7 +10,8 @@ one batch).
 
 from __future__ import annotations
 
-import gossamer as gs
+import gossamer.functional as gf
+from gossamer.tensor import Tensor
 
 __all__ = ["KVCache", "Place"]
 
@@ -33,10 +34,10 @@ class KVCache:
     def __init__(self, layers: int, rows: int, context: int, heads: int, head_dim: int) -> None:
         self.rows, self.context, self.heads, self.head_dim = rows, context, heads, head_dim
         shape = (rows * context, heads * head_dim)
-        self.keys = [gs.zeros(shape) for _ in range(layers)]
-        self.values = [gs.zeros(shape) for _ in range(layers)]
+        self.keys = [gf.zeros(shape) for _ in range(layers)]
+        self.values = [gf.zeros(shape) for _ in range(layers)]
 
-    def place(self, starts: gs.Tensor, count: int, rows: gs.Tensor | None = None) -> Place:
+    def place(self, starts: Tensor, count: int, rows: Tensor | None = None) -> Place:
         """Where `count` new tokens of some rows go.
 
         Args:
@@ -55,20 +56,20 @@ class Place:
         mask: (B, 1, T, S) bool, what each new token may look at: itself and the past.
     """
 
-    def __init__(self, cache: KVCache, starts: gs.Tensor, count: int,
-                 rows: gs.Tensor | None) -> None:
+    def __init__(self, cache: KVCache, starts: Tensor, count: int,
+                 rows: Tensor | None) -> None:
         self.cache, self.rows = cache, rows
-        self.positions = starts[:, None] + gs.arange(count)
-        self.mask = (gs.arange(cache.context) <= self.positions[:, :, None])[:, None]
-        lines = gs.arange(cache.rows) if rows is None else rows
+        self.positions = starts[:, None] + gf.arange(count)
+        self.mask = (gf.arange(cache.context) <= self.positions[:, :, None])[:, None]
+        lines = gf.arange(cache.rows) if rows is None else rows
         self._lines = (lines[:, None] * cache.context + self.positions).flatten()  # (B T,)
 
-    def extend(self, layer: int, k: gs.Tensor, v: gs.Tensor) -> tuple[gs.Tensor, gs.Tensor]:
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write (B, H, T, K) keys and values; return those of the whole rows, (B, H, S, K)."""
         return (self._extend(self.cache.keys[layer], k),
                 self._extend(self.cache.values[layer], v))
 
-    def _extend(self, buffer: gs.Tensor, new: gs.Tensor) -> gs.Tensor:
+    def _extend(self, buffer: Tensor, new: Tensor) -> Tensor:
         cache = self.cache
         buffer.index_copy_(0, self._lines, new.transpose(1, 2).reshape(-1, buffer.shape[1]))
         whole = buffer.view(cache.rows, cache.context, cache.heads, cache.head_dim)
