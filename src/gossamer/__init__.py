@@ -12,6 +12,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from gossamer import (
+    amp as amp,
     autograd as autograd,
     func as func,
     functional as functional,
@@ -59,16 +60,20 @@ from gossamer.runtime.threads import (
 from gossamer.tensor import Parameter as Parameter, Size as Size, Tensor as Tensor
 
 if TYPE_CHECKING:
-    from gossamer import data as data, nn as nn, optim as optim
+    from gossamer import data as data, insight as insight, nn as nn, optim as optim
     from gossamer.creation import tensor as tensor  # not the module of that name
+    from gossamer.insight import explain as explain
 
 # Rooms that are loaded when somebody names them: a third of the time that importing all would take.
-_ROOMS = ("data", "nn", "optim")
+_ROOMS = ("data", "insight", "nn", "optim")
+_OF_INSIGHT = ("explain",)
 
 
 def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return importlib.import_module(f"gossamer.{name}")
+    if name in _OF_INSIGHT:
+        return getattr(importlib.import_module("gossamer.insight"), name)
     raise AttributeError(f"module 'gossamer' has no attribute {name!r}")
 
 

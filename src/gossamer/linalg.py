@@ -6,6 +6,7 @@ Products and norms are graph as everything else; decompositions are computed at 
 
 from __future__ import annotations
 
+from gossamer.casting import full_precision
 from gossamer.decompositions import (
     cholesky,
     cholesky_ex,
@@ -46,3 +47,7 @@ __all__ = ["cholesky", "cholesky_ex", "cond", "cross", "det", "diagonal", "eigh"
            "inv_ex", "lstsq", "matmul", "matrix_exp", "matrix_norm", "matrix_power", "matrix_rank",
            "multi_dot", "norm", "pinv", "qr", "slogdet", "solve", "solve_ex", "solve_triangular",
            "svd", "svdvals", "tensorinv", "tensorsolve", "vander", "vecdot", "vector_norm"]
+
+for _name in ("cholesky", "cholesky_ex", "cond", "eigh", "eigvalsh", "inv", "inv_ex", "lstsq",
+              "matrix_rank", "qr", "solve", "svd", "svdvals", "tensorinv", "tensorsolve"):
+    globals()[_name] = full_precision(globals()[_name])

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gossamer import prims
+from gossamer.casting import full_precision, lower_precision
 from gossamer.core.dtype import as_dtype, int64
 from gossamer.core.errors import IndexingError, ShapeError
 from gossamer.creation import array_node
@@ -100,6 +101,7 @@ def diagflat(input: Tensor, offset: int = 0) -> Tensor:
 
 
 @public()
+@full_precision
 def trace(input: Tensor) -> Tensor:
     """The sum of the main diagonal of a matrix."""
     if node_of(input, "gs.trace").ndim != 2:
@@ -227,6 +229,7 @@ def linalg_norm(A: Tensor, ord: Any = None, dim: Any = None, keepdim: bool = Fal
     return vector_norm(A, 2 if ord is None else ord, dim, keepdim, dtype=dtype)
 
 
+@lower_precision
 def vecdot(x: Tensor, y: Tensor, *, dim: int = -1) -> Tensor:
     """linalg.vecdot: inner products along `dim`."""
     return (x * y).sum(dim)

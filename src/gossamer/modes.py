@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from gossamer.ir.node import STATE
 
-__all__ = ["MODES", "enable_grad", "inference_mode", "is_grad_enabled",
+__all__ = ["MODES", "Mode", "enable_grad", "inference_mode", "is_grad_enabled",
            "is_inference_mode_enabled", "no_grad", "set_grad_enabled"]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -34,12 +34,16 @@ class Modes(threading.local):
             `tracing.wrote(tensor, old)` after a storage root's node `old` was replaced,
             `tracing.graded(tensor, grad)` before a tensor's `.grad` is set to `grad`, and
             `tracing.read_grad(tensor)` before it is read; modules report `entered(module)`.
+        autocast: the dtype that `autocast` gives to products here, or None outside.
+        cast_cache: casts of parameters made in this autocast region, or None to keep none.
     """
 
     def __init__(self) -> None:
         self.inference = False
         self.device: Any = None
         self.tracing: Any = None
+        self.autocast: Any = None
+        self.cast_cache: dict[Any, Any] | None = None
 
 
 MODES = Modes()
@@ -66,10 +70,10 @@ def _drive(enter: Callable[[], Any], body: Generator[Any, Any, Any]) -> Generato
             error = raised
 
 
-class _Mode:
+class Mode:
     """Base of the switches: `with Mode(...)`, `@Mode(...)` and `@Mode`."""
 
-    def _again(self) -> _Mode:
+    def _again(self) -> Mode:
         """A fresh switch with the same settings (decorated functions may recurse)."""
         raise NotImplementedError
 
@@ -93,7 +97,7 @@ class _Mode:
         return wrapped  # type: ignore[return-value]
 
 
-class _GradMode(_Mode):
+class _GradMode(Mode):
     """Sets gradient mode between `__enter__` and `__exit__`."""
 
     _enabled = False
@@ -107,7 +111,7 @@ class _GradMode(_Mode):
     def __init__(self, fn: Any = None) -> None:
         self._before: list[bool] = []
 
-    def _again(self) -> _Mode:
+    def _again(self) -> Mode:
         return type(self)()
 
     def __enter__(self) -> None:
@@ -137,7 +141,7 @@ class enable_grad(_GradMode):
     _enabled = True
 
 
-class set_grad_enabled(_Mode):
+class set_grad_enabled(Mode):
     """Switch gradient mode to `mode`: at once, and until the end of the block if used with `with`.
 
     Args:
@@ -153,7 +157,7 @@ class set_grad_enabled(_Mode):
         STATE.grad_enabled = self._before  # a decorator changes nothing until the call
         return super().__call__(fn)
 
-    def _again(self) -> _Mode:
+    def _again(self) -> Mode:
         return set_grad_enabled(self._mode)
 
     def __enter__(self) -> None:
@@ -163,7 +167,7 @@ class set_grad_enabled(_Mode):
         STATE.grad_enabled = self._before
 
 
-class inference_mode(_Mode):
+class inference_mode(Mode):
     """`no_grad` for code that will never be differentiated.
 
     Args:
@@ -181,7 +185,7 @@ class inference_mode(_Mode):
         self._mode = bool(mode)
         self._before: list[tuple[bool, bool]] = []
 
-    def _again(self) -> _Mode:
+    def _again(self) -> Mode:
         return inference_mode(self._mode)
 
     def __enter__(self) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gossamer import prims
+from gossamer.casting import lower_precision
 from gossamer.core.dtype import bool_
 from gossamer.core.errors import DTypeError, ShapeError
 from gossamer.dispatch import broadcast_shapes, node_of, public
@@ -203,9 +204,9 @@ def _conv_transpose(n: int) -> Callable[..., Tensor]:
     return fn
 
 
-conv1d, conv2d, conv3d = _conv(1), _conv(2), _conv(3)
+conv1d, conv2d, conv3d = (lower_precision(_conv(n)) for n in (1, 2, 3))
 conv_transpose1d, conv_transpose2d, conv_transpose3d = (
-    _conv_transpose(1), _conv_transpose(2), _conv_transpose(3))
+    lower_precision(_conv_transpose(n)) for n in (1, 2, 3))
 for _fn in (conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d):
     public(method=False)(_fn)
 
@@ -236,6 +237,7 @@ def _attention_operands(query: Tensor, key: Tensor, value: Tensor, enable_gqa: b
     return q, k, v
 
 
+@lower_precision
 def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor,
                                  attn_mask: Tensor | None = None, is_causal: bool = False,
                                  scale: float | None = None, enable_gqa: bool = False,

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gossamer import prims
+from gossamer.casting import full_precision, lower_precision
 from gossamer.core.dtype import bool_, promote
 from gossamer.core.errors import DTypeError, ShapeError
 from gossamer.dispatch import (
@@ -78,6 +79,7 @@ def matmul_node(a: Node, b: Node, name: str) -> Node:
 
 
 @public()
+@lower_precision
 @with_out
 def matmul(input: Tensor, other: Tensor) -> Tensor:
     """The product of two vectors, matrices or (broadcast) batches of matrices.
@@ -110,8 +112,8 @@ def _rmatmul_operator(self: Tensor, other: Any) -> Any:
     return wrap(matmul_node(*_pair(other, self, "x @ y", ("x", "y")), "x @ y"))
 
 
-attach("__matmul__", _matmul_operator)
-attach("__rmatmul__", _rmatmul_operator)
+attach("__matmul__", lower_precision(_matmul_operator))
+attach("__rmatmul__", lower_precision(_rmatmul_operator))
 
 
 def _ranked(name: str, ranks: tuple[int, int], doc: str) -> None:
@@ -126,7 +128,8 @@ def _ranked(name: str, ranks: tuple[int, int], doc: str) -> None:
         return wrap(matmul_node(a, b, f"gs.{name}"))
     fn.__name__ = fn.__qualname__ = name
     fn.__doc__ = doc
-    public()(with_out(fn))
+    low = name in ("mm", "bmm")  # products with vectors stay in float32, as in PyTorch
+    public()(lower_precision(with_out(fn)) if low else with_out(fn))
 
 
 _ranked("mm", (2, 2), "The product of two matrices.")
@@ -137,6 +140,7 @@ _ranked("vdot", (1, 1), "The inner product of two vectors (the first conjugated,
 
 
 @public()
+@lower_precision
 @with_out
 def inner(input: Tensor, other: Tensor) -> Tensor:
     """The inner products over the last dimensions."""
@@ -185,7 +189,8 @@ def _added(name: str, ranks: tuple[int, int], doc: str) -> None:
         return (input if beta == 1 else input * beta) + made
     fn.__name__ = fn.__qualname__ = name
     fn.__doc__ = doc
-    public(inplace=True)(with_out(fn))
+    low = name in ("addmm", "baddbmm", "addbmm")
+    public(inplace=True)(lower_precision(with_out(fn)) if low else with_out(fn))
 
 
 _added("addmm", (2, 2), "beta * input + alpha * (matrix @ matrix).")
@@ -237,6 +242,7 @@ def operands_of_rank(input: Tensor, other: Tensor) -> tuple[Node, Node]:
 # ------------------------------------------------------------------------- tensordot and einsum
 
 @public(method=False)
+@lower_precision
 @with_out
 def tensordot(a: Tensor, b: Tensor, dims: Any = 2) -> Tensor:
     """The product of two tensors summed over pairs of dimensions.
@@ -364,6 +370,7 @@ def _multiply(a: Term, b: Term, needed: set[str]) -> Term:
 
 
 @public(method=False)
+@lower_precision
 def einsum(equation: str, *operands_: Any) -> Tensor:
     """Sums of products named by letters: `einsum("bij,bjk->bik", a, b)` is a batched product.
 
@@ -393,6 +400,7 @@ def einsum(equation: str, *operands_: Any) -> Tensor:
 # ------------------------------------------------------------------------------------ distances
 
 @public(method=False)
+@full_precision
 def cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str | None = None) -> Tensor:
     """The p-norm distances between all rows: (..., n, d), (..., m, d) -> (..., n, m)."""
     a, b = _pair(x1, x2, "gs.cdist", ("x1", "x2"))

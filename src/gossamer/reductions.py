@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from gossamer import prims
+from gossamer.casting import full_precision
 from gossamer.core.dtype import as_dtype, bool_, float64, int64
 from gossamer.core.errors import DTypeError, IndexingError, ShapeError
 from gossamer.decompositions import svdvals
@@ -163,6 +164,7 @@ def nanmean(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any
 
 
 @reduction()
+@full_precision
 def prod(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
     """Product over one dimension (all without `dim`)."""
     x = node_of(input, "gs.prod")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from gossamer import prims
+from gossamer.casting import full_precision
 from gossamer.core.dtype import float64, int32, int64
 from gossamer.core.errors import DTypeError, IndexingError, ShapeError
 from gossamer.creation import array_node
@@ -231,6 +232,7 @@ def _at_fractions(row: Node, q: Node, interpolation: str, skip_nan: bool) -> Nod
 
 
 @reduction()
+@full_precision
 def quantile(input: Tensor, q: Any, dim: int | None = None, keepdim: bool = False, *,
              interpolation: str = "linear") -> Tensor:
     """The q-th quantiles along `dim` (of all elements without it); a row with NaN gives NaN.
@@ -244,6 +246,7 @@ def quantile(input: Tensor, q: Any, dim: int | None = None, keepdim: bool = Fals
 
 
 @reduction()
+@full_precision
 def nanquantile(input: Tensor, q: Any, dim: int | None = None, keepdim: bool = False, *,
                 interpolation: str = "linear") -> Tensor:
     """As `quantile`, NaN left out."""

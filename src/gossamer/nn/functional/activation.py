@@ -10,6 +10,7 @@ import warnings
 from typing import Any
 
 import gossamer.functional as gf
+from gossamer.casting import lower_precision
 from gossamer.core.errors import ShapeError
 from gossamer.nn.functional.common import replace, shape_of
 from gossamer.tensor import Tensor
@@ -106,6 +107,7 @@ def leaky_relu_(input: Tensor, negative_slope: float = 0.01) -> Tensor:
     return leaky_relu(input, negative_slope, inplace=True)
 
 
+@lower_precision
 def prelu(input: Tensor, weight: Tensor) -> Tensor:
     """x where x > 0, else weight·x, one weight for all or one per channel (dimension 1).
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import gossamer.functional as gf
+from gossamer.casting import full_precision
 from gossamer.core.errors import ShapeError
 from gossamer.nn.functional.common import first_max, ntuple, shape_of
 from gossamer.nn.functional.pooling import spatial
@@ -78,6 +79,7 @@ def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
     return _adaptive_avg("adaptive_avg_pool2d", input, output_size, 2)
 
 
+@full_precision
 def adaptive_avg_pool3d(input: Tensor, output_size: Any) -> Tensor:
     """Means over as many windows as asked for; an entry None keeps that extent."""
     return _adaptive_avg("adaptive_avg_pool3d", input, output_size, 3)
@@ -132,6 +134,7 @@ def adaptive_max_pool2d(input: Tensor, output_size: Any, return_indices: bool = 
     return _adaptive_max("adaptive_max_pool2d", input, output_size, 2, return_indices)
 
 
+@full_precision
 def adaptive_max_pool3d(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
     """Maxima over as many windows as asked for; an entry None keeps that extent."""
     return _adaptive_max("adaptive_max_pool3d", input, output_size, 3, return_indices)
@@ -209,6 +212,7 @@ def _fractional(name: str, input: Tensor, kernel_size: Any, output_size: Any, ou
     return (best, spots) if indices else best
 
 
+@full_precision
 def fractional_max_pool2d(input: Tensor, kernel_size: Any, output_size: Any = None,
                           output_ratio: Any = None, return_indices: bool = False,
                           _random_samples: Tensor | None = None) -> Any:
@@ -222,6 +226,7 @@ def fractional_max_pool2d(input: Tensor, kernel_size: Any, output_size: Any = No
                        return_indices, _random_samples, 2)
 
 
+@full_precision
 def fractional_max_pool3d(input: Tensor, kernel_size: Any, output_size: Any = None,
                           output_ratio: Any = None, return_indices: bool = False,
                           _random_samples: Tensor | None = None) -> Any:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import gossamer.functional as gf
+from gossamer.casting import lower_precision
 from gossamer.core.dtype import bool_
 from gossamer.core.errors import DTypeError, ShapeError
 from gossamer.nn.functional.common import shape_of
@@ -22,6 +23,7 @@ from gossamer.tensor import Tensor
 __all__ = ["multi_head_attention_forward", "scaled_dot_product_attention"]
 
 
+@lower_precision
 def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor,
                                  attn_mask: Tensor | None = None, dropout_p: float = 0.0,
                                  is_causal: bool = False, scale: float | None = None,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import gossamer.functional as gf
+from gossamer.casting import full_precision
 from gossamer.core.dtype import float64, int64, uint8
 from gossamer.core.errors import DTypeError, ShapeError
 from gossamer.nn.functional.common import (
@@ -25,6 +26,7 @@ __all__ = ["cross_entropy", "ctc_loss", "linear_cross_entropy", "multi_margin_lo
            "multilabel_margin_loss", "nll_loss"]
 
 
+@full_precision
 def cross_entropy(input: Tensor, target: Tensor, weight: Tensor | None = None,
                   size_average: bool | None = None, ignore_index: int = -100,
                   reduce: bool | None = None, reduction: str = "mean",
@@ -92,6 +94,7 @@ def _along(weight: Tensor, dim: int, dims: int) -> Tensor:
     return weight.reshape([-1 if d == dim else 1 for d in range(dims)])
 
 
+@full_precision
 def nll_loss(input: Tensor, target: Tensor, weight: Tensor | None = None,
              size_average: bool | None = None, ignore_index: int = -100,
              reduce: bool | None = None, reduction: str = "mean") -> Tensor:
@@ -177,6 +180,7 @@ def linear_cross_entropy(input: Tensor, linear_weight: Tensor, target: Tensor, *
                          label_smoothing=label_smoothing)
 
 
+@full_precision
 def multi_margin_loss(input: Tensor, target: Tensor, p: int = 1, margin: float = 1.0,
                       weight: Tensor | None = None, size_average: bool | None = None,
                       reduce: bool | None = None, reduction: str = "mean") -> Tensor:
@@ -205,6 +209,7 @@ def multi_margin_loss(input: Tensor, target: Tensor, p: int = 1, margin: float =
     return reduce_loss(loss.reshape(target.shape) if single else loss, reduction)
 
 
+@full_precision
 def multilabel_margin_loss(input: Tensor, target: Tensor, size_average: bool | None = None,
                            reduce: bool | None = None, reduction: str = "mean") -> Tensor:
     """Σ over labels j and classes i that are no label of max(0, 1 - (x[j] - x[i])) / C.
@@ -231,6 +236,7 @@ def multilabel_margin_loss(input: Tensor, target: Tensor, size_average: bool | N
     return reduce_loss(loss[0] if single else loss, reduction)
 
 
+@full_precision
 def ctc_loss(log_probs: Tensor, targets: Tensor, input_lengths: Any, target_lengths: Any,
              blank: int = 0, reduction: str = "mean", zero_infinity: bool = False) -> Tensor:
     """-log of the probability of all alignments of `targets` (Graves et al. 2006).

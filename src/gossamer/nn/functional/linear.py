@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gossamer.functional as gf
+from gossamer.casting import lower_precision
 from gossamer.core.dtype import int64
 from gossamer.core.errors import DTypeError, ShapeError
 from gossamer.nn.functional.common import checked_index, first_max, shape_of
@@ -11,6 +12,7 @@ from gossamer.tensor import Tensor, no_grad
 __all__ = ["bilinear", "embedding", "embedding_bag", "linear", "one_hot"]
 
 
+@lower_precision
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """y = x·Wᵀ + b.
 

@@ -11,6 +11,7 @@ import warnings
 from typing import Any
 
 import gossamer.functional as gf
+from gossamer.casting import full_precision
 from gossamer.core.errors import ShapeError
 from gossamer.nn.functional.common import reduce_loss, reduction_name, shape_of
 from gossamer.nn.functional.distance import pairwise_distance
@@ -42,6 +43,7 @@ def _weighted(loss: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
     return reduce_loss(weighted, reduction)
 
 
+@full_precision
 def mse_loss(input: Tensor, target: Tensor, size_average: bool | None = None,
              reduce: bool | None = None, reduction: str = "mean",
              weight: Tensor | None = None) -> Tensor:
@@ -51,6 +53,7 @@ def mse_loss(input: Tensor, target: Tensor, size_average: bool | None = None,
     return _weighted((input - target).square(), weight, reduction)
 
 
+@full_precision
 def l1_loss(input: Tensor, target: Tensor, size_average: bool | None = None,
             reduce: bool | None = None, reduction: str = "mean",
             weight: Tensor | None = None) -> Tensor:
@@ -60,6 +63,7 @@ def l1_loss(input: Tensor, target: Tensor, size_average: bool | None = None,
     return _weighted((input - target).abs(), weight, reduction)
 
 
+@full_precision
 def smooth_l1_loss(input: Tensor, target: Tensor, size_average: bool | None = None,
                    reduce: bool | None = None, reduction: str = "mean",
                    beta: float = 1.0) -> Tensor:
@@ -73,6 +77,7 @@ def smooth_l1_loss(input: Tensor, target: Tensor, size_average: bool | None = No
     return reduce_loss(loss, reduction)
 
 
+@full_precision
 def huber_loss(input: Tensor, target: Tensor, reduction: str = "mean", delta: float = 1.0,
                weight: Tensor | None = None) -> Tensor:
     """d²/2 where d = |x - y| ≤ delta, else delta·(d - delta/2)."""
@@ -84,6 +89,7 @@ def huber_loss(input: Tensor, target: Tensor, reduction: str = "mean", delta: fl
     return _weighted(loss, weight, reduction)
 
 
+@full_precision
 def binary_cross_entropy(input: Tensor, target: Tensor, weight: Tensor | None = None,
                          size_average: bool | None = None, reduce: bool | None = None,
                          reduction: str = "mean") -> Tensor:
@@ -107,6 +113,7 @@ def binary_cross_entropy(input: Tensor, target: Tensor, weight: Tensor | None = 
     return reduce_loss(loss if weight is None else loss * weight, reduction)
 
 
+@full_precision
 def binary_cross_entropy_with_logits(input: Tensor, target: Tensor, weight: Tensor | None = None,
                                      size_average: bool | None = None, reduce: bool | None = None,
                                      reduction: str = "mean",
@@ -131,6 +138,7 @@ def _xlogx(x: Tensor) -> Tensor:
     return gf.where(zero, gf.zeros_like(x), x * gf.where(zero, one, x).log())
 
 
+@full_precision
 def kl_div(input: Tensor, target: Tensor, size_average: bool | None = None,
            reduce: bool | None = None, reduction: str = "mean", log_target: bool = False) -> Tensor:
     """y·(log y - x), x being log-probabilities; `batchmean` divides the sum by dimension 0."""
@@ -148,6 +156,7 @@ def kl_div(input: Tensor, target: Tensor, size_average: bool | None = None,
     return total / input.shape[0] if batchmean and input.dim() else total
 
 
+@full_precision
 def cosine_embedding_loss(input1: Tensor, input2: Tensor, target: Tensor, margin: float = 0,
                           size_average: bool | None = None, reduce: bool | None = None,
                           reduction: str = "mean") -> Tensor:
@@ -173,6 +182,7 @@ def cosine_embedding_loss(input1: Tensor, input2: Tensor, target: Tensor, margin
     return reduce_loss(near + far, reduction)
 
 
+@full_precision
 def hinge_embedding_loss(input: Tensor, target: Tensor, margin: float = 1.0,
                          size_average: bool | None = None, reduce: bool | None = None,
                          reduction: str = "mean") -> Tensor:
@@ -184,6 +194,7 @@ def hinge_embedding_loss(input: Tensor, target: Tensor, margin: float = 1.0,
     return reduce_loss(far + near, reduction)
 
 
+@full_precision
 def margin_ranking_loss(input1: Tensor, input2: Tensor, target: Tensor, margin: float = 0,
                         size_average: bool | None = None, reduce: bool | None = None,
                         reduction: str = "mean") -> Tensor:
@@ -195,6 +206,7 @@ def margin_ranking_loss(input1: Tensor, input2: Tensor, target: Tensor, margin: 
     return reduce_loss((-target * (input1 - input2) + margin).clamp(min=0), reduction)
 
 
+@full_precision
 def soft_margin_loss(input: Tensor, target: Tensor, size_average: bool | None = None,
                      reduce: bool | None = None, reduction: str = "mean") -> Tensor:
     """log(1 + e^(-y·x))."""
@@ -213,6 +225,7 @@ def multilabel_soft_margin_loss(input: Tensor, target: Tensor, weight: Tensor | 
     return reduce_loss(loss.sum(-1) / input.shape[-1], reduction)
 
 
+@full_precision
 def poisson_nll_loss(input: Tensor, target: Tensor, log_input: bool = True, full: bool = False,
                      size_average: bool | None = None, eps: float = 1e-8,
                      reduce: bool | None = None, reduction: str = "mean") -> Tensor:
@@ -259,6 +272,7 @@ def gaussian_nll_loss(input: Tensor, target: Tensor, var: Any, full: bool = Fals
     return reduce_loss(loss, reduction)
 
 
+@full_precision
 def triplet_margin_loss(anchor: Tensor, positive: Tensor, negative: Tensor, margin: float = 1.0,
                         p: float = 2, eps: float = 1e-6, swap: bool = False,
                         size_average: bool | None = None, reduce: bool | None = None,

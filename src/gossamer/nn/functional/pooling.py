@@ -10,6 +10,7 @@ import math
 from typing import Any
 
 import gossamer.functional as gf
+from gossamer.casting import full_precision
 from gossamer.core.errors import ShapeError
 from gossamer.function import Function
 from gossamer.nn.functional.common import first_max, ntuple, shape_of
@@ -207,6 +208,7 @@ def avg_pool2d(input: Tensor, kernel_size: Any, stride: Any = None, padding: Any
                      count_include_pad, divisor_override)
 
 
+@full_precision
 def avg_pool3d(input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0,
                ceil_mode: bool = False, count_include_pad: bool = True,
                divisor_override: int | None = None) -> Tensor:
@@ -284,12 +286,14 @@ def max_unpool1d(input: Tensor, indices: Tensor, kernel_size: Any, stride: Any =
     return _max_unpool("max_unpool1d", 1, input, indices, kernel_size, stride, padding, output_size)
 
 
+@full_precision
 def max_unpool2d(input: Tensor, indices: Tensor, kernel_size: Any, stride: Any = None,
                  padding: Any = 0, output_size: Any = None) -> Tensor:
     """Put maxima back where `max_pool2d(return_indices=True)` found them, zeros elsewhere."""
     return _max_unpool("max_unpool2d", 2, input, indices, kernel_size, stride, padding, output_size)
 
 
+@full_precision
 def max_unpool3d(input: Tensor, indices: Tensor, kernel_size: Any, stride: Any = None,
                  padding: Any = 0, output_size: Any = None) -> Tensor:
     """Put maxima back where `max_pool3d(return_indices=True)` found them, zeros elsewhere."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import gossamer.functional as gf
+from gossamer.casting import full_precision
 from gossamer.core.errors import ShapeError
 from gossamer.nn.functional.common import ntuple, shape_of
 from gossamer.nn.functional.padding import pad
@@ -137,6 +138,7 @@ def affine_grid(theta: Tensor, size: Sequence[int], align_corners: bool | None =
     return base.matmul(theta.transpose(1, 2)).reshape(size[0], *extents, n)
 
 
+@full_precision
 def grid_sample(input: Tensor, grid: Tensor, mode: str = "bilinear", padding_mode: str = "zeros",
                 align_corners: bool | None = None) -> Tensor:
     """Values of `input` at the positions of `grid`, interpolated.
