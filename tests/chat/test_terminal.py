@@ -13,7 +13,8 @@ from rich.console import Console
 from gossamer import cli
 from gossamer.chat.engine import Request, Token
 from gossamer.chat.speedrun import SpeedrunOptions, speedrun
-from gossamer.chat.terminal import ChatSession, TextStream, run_chat
+from gossamer.chat.terminal import ChatSession, run_chat
+from gossamer.chat.text import TextStream
 from gossamer.chat.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.train(["hello there, how are you? Spell cat: c-a-t"] * 9, 290)

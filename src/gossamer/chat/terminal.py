@@ -12,44 +12,16 @@ from dataclasses import dataclass, field
 from rich.console import Console
 
 from gossamer.chat.engine import Engine, Request, Sampling
+from gossamer.chat.text import TextStream
 from gossamer.chat.tokenizer import Message, Tokenizer
 
-__all__ = ["ChatSession", "TextStream", "run_chat"]
+__all__ = ["ChatSession", "run_chat"]
 
 _REPLY_ROOM = 64  # positions kept free for the reply when old turns are dropped
 HELP = """/temperature N  0 = always the likeliest word (default), up to 2 = wild
 /clear          forget the conversation
 /help           this list
 /quit           leave (also Ctrl-D)"""
-
-
-class TextStream:
-    """Token ids in, text out, never half a character.
-
-    Args:
-        tokenizer: of the model.
-    """
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._ids: list[int] = []
-        self._shown = 0
-
-    def push(self, token: int) -> str:
-        """The text that became complete with this token (possibly none)."""
-        self._ids.append(token)
-        text = self._tokenizer.decode(self._ids)
-        if text.endswith("\ufffd"):  # perhaps the first bytes of a longer character
-            return ""
-        return self._advance(text)
-
-    def rest(self) -> str:
-        """What is still held back at the end of a reply."""
-        return self._advance(self._tokenizer.decode(self._ids))
-
-    def _advance(self, text: str) -> str:
-        new, self._shown = text[self._shown :], len(text)
-        return new
 
 
 @dataclass

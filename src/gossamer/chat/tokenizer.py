@@ -45,6 +45,16 @@ class Message(TypedDict):
     content: str
 
 
+def _byte_names() -> dict[str, int]:
+    """Byte-level tokens are written with one printable character a byte: itself where it is
+    printable in Latin-1, else the next free one from U+0100 on (Radford et al. 2019)."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return ({chr(byte): byte for byte in plain}
+            | {chr(0x100 + n): byte for n, byte in enumerate(others)})
+
+
+_BYTES = _byte_names()
 Rendered = tuple[list[int], list[int]]  # token ids and their mask (1 = supervised)
 
 
@@ -69,6 +79,8 @@ class Tokenizer:
         self.user_start, self.user_end = special["<|user_start|>"], special["<|user_end|>"]
         self.assistant_start = special["<|assistant_start|>"]
         self.assistant_end = special["<|assistant_end|>"]
+        self.python_start, self.python_end = special["<|python_start|>"], special["<|python_end|>"]
+        self.output_start, self.output_end = special["<|output_start|>"], special["<|output_end|>"]
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int = 1024) -> Tokenizer:
@@ -139,12 +151,19 @@ class Tokenizer:
         return self._backend.decode(list(ids), skip_special_tokens=False)
 
     @cached_property
+    def token_bytes(self) -> list[bytes]:
+        """The bytes each id stands for; of a special token, its name."""
+        found = [b""] * self.vocab_size
+        for token, index in self._backend.get_vocab().items():
+            found[index] = (token.encode() if token in SPECIALS
+                            else bytes(_BYTES[character] for character in token))
+        return found
+
+    @cached_property
     def bytes_per_token(self) -> np.ndarray:
         """(V,) int64: how many bytes of text each id stands for; 0 for the special tokens."""
-        sizes = np.zeros(self.vocab_size, np.int64)
-        for token, index in self._backend.get_vocab().items():
-            # Byte-level tokens are written with one printable character a byte.
-            sizes[index] = 0 if token in SPECIALS else len(token)
+        sizes = np.array([len(b) for b in self.token_bytes], np.int64)
+        sizes[[self._backend.token_to_id(name) for name in SPECIALS]] = 0
         return sizes
 
     def render(self, conversation: Sequence[Message]) -> Rendered:
