@@ -19,6 +19,7 @@ from gossamer.core.dtype import get_default_dtype
 from gossamer.core.errors import TraceError
 from gossamer.ir.node import STATE, user_line
 from gossamer.modes import MODES
+from gossamer.runtime import watch
 from gossamer.runtime.program import Program
 from gossamer.runtime.threads import get_num_threads
 from gossamer.specialize import Specialization, left_behind
@@ -69,7 +70,8 @@ class CompiledFunction:
                 "uncompiled.")
         self.traced += 1
         start = time.perf_counter()
-        made = Specialization(self.function, spec, tensors)
+        with watch.span("trace", self.name):
+            made = Specialization(self.function, spec, tensors)
         left = left_behind(made.born)
         if left is not None:
             name, line = user_line(left)

@@ -8,7 +8,7 @@ between any two the graph can be printed and verified.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from gossamer.compile.attention import has_kernel
@@ -56,8 +56,13 @@ class Compiled:
     kernels: list[Kernel | None] = field(default_factory=list)
 
 
+def _unseen(stage: str, roots: list[Node]) -> None:
+    """Nobody looks."""
+
+
 def compile_graph(roots: Sequence[Node], inputs: Sequence[Node], target: Target,
-                  specialize: bool, donate: Sequence[tuple[int, int]] = ()) -> Compiled:
+                  specialize: bool, donate: Sequence[tuple[int, int]] = (),
+                  see: Callable[[str, list[Node]], None] = _unseen) -> Compiled:
     """Compile a graph.
 
     Args:
@@ -66,10 +71,16 @@ def compile_graph(roots: Sequence[Node], inputs: Sequence[Node], target: Target,
         target: the machine.
         specialize: sizes as literals (compiled functions), else as words (one kernel, all shapes).
         donate: (root, input) pairs of which `shared` is to tell.
+        see: called with the name of each stage and the graph's roots then, for `explain`.
     """
-    graph = simplify(expand(list(roots), keep=has_kernel))
+    see("traced", list(roots))
+    expanded = expand(list(roots), keep=has_kernel)
+    see("expanded", expanded)
+    graph = simplify(expanded)
+    see("simplified", graph)
     checks = index_checks(toposort(graph))
     wanted = [_in_memory(r) for r in prepare(simplify([*graph, *(c.flag for c in checks)]))]
+    see("prepared", wanted)
     leaf = {id(x) for x in inputs}
     buffers = {id(x): i for i, x in enumerate(inputs)}
     plan = schedule([r for r in wanted if id(r) not in leaf], leaf)

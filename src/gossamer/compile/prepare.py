@@ -8,6 +8,8 @@ flag that says whether an index was out of range.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +18,7 @@ from gossamer.compile.contraction import canonical_operand, describe
 from gossamer.compile.schedule import MIN_ROWS, SPLIT_WORK, canonical_space
 from gossamer.compile.simplify import Rebuilder
 from gossamer.core.dtype import bfloat16, bool_, float16, float32, int64
-from gossamer.ir.node import Node, toposort
+from gossamer.ir.node import STATE, Node, toposort
 from gossamer.ir.op import CONSTANT, TABLE
 
 __all__ = ["IndexCheck", "copy", "index_checks", "prepare"]
@@ -35,7 +37,18 @@ class IndexCheck:
 
 def copy(node: Node) -> Node:
     """A node that puts `node` in memory in its own order."""
-    return TABLE["cast"](node, dtype=node.dtype)
+    with _line_of(node):
+        return TABLE["cast"](node, dtype=node.dtype)
+
+
+@contextmanager
+def _line_of(node: Node) -> Iterator[None]:
+    """New nodes get the user's line of `node`."""
+    before, STATE.where = STATE.where, node.where
+    try:
+        yield
+    finally:
+        STATE.where = before
 
 
 def index_checks(order: list[Node]) -> list[IndexCheck]:
@@ -45,10 +58,13 @@ def index_checks(order: list[Node]) -> list[IndexCheck]:
         if node.op.name not in ("take", "scatter", "scatter_add"):
             continue
         index, extent = node.inputs[1], node.inputs[0].shape[0]
-        if index.op is CONSTANT and -extent <= index.attrs["value"] < extent or not index.size:
+        known = index.attrs["value"] if index.op is CONSTANT else None  # or a program's parameter
+        if isinstance(known, int) and -extent <= known < extent or not index.size:
             continue
         key = (id(index), extent)
-        if key not in checks:
+        if key in checks:
+            continue
+        with _line_of(node):
             low = CONSTANT(value=-extent, shape=index.shape, dtype=index.dtype)
             high = CONSTANT(value=extent, shape=index.shape, dtype=index.dtype)
             bad = TABLE["bitwise_or"](TABLE["lt"](index, low), TABLE["ge"](index, high))

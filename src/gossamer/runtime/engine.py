@@ -19,7 +19,7 @@ from gossamer.compile.pipeline import compile_graph
 from gossamer.core.settings import setting
 from gossamer.ir.node import STATE, Node, toposort
 from gossamer.ir.op import CONSTANT, INPUT
-from gossamer.runtime import reference, threads
+from gossamer.runtime import reference, threads, watch
 from gossamer.runtime.data import Data
 from gossamer.runtime.execute import float_bits
 from gossamer.runtime.program import Program, host_target
@@ -156,8 +156,9 @@ def program_for(graph: Canonical) -> Program:
         program = _programs.get(key)
         if program is not None:
             return program
-        roots, inputs = graph.graph()
-        compiled = compile_graph(roots, inputs, host_target(), specialize=False)
+        with watch.span("compile", f"{len(graph.order)} nodes"):
+            roots, inputs = graph.graph()
+            compiled = compile_graph(roots, inputs, host_target(), specialize=False)
         program = Program(compiled, [(r.shape, r.dtype) for r in roots], len(graph.params))
         _programs[key] = program
         if len(_programs) > _MAX_PROGRAMS:
@@ -187,6 +188,12 @@ def evaluate(roots: Sequence[Node], order: Sequence[Node] | None = None) -> None
         return
     graph = Canonical(roots, order)
     program = program_for(graph)
-    values = program.run([leaf.value for leaf in graph.leaves], graph.params)
+    inputs = [leaf.value for leaf in graph.leaves]
+    if watch.WATCHERS:
+        watch.planned(program.compiled, graph, (), literal=False)
+        with watch.span("realise", f"{len(graph.order)} nodes"):
+            values = program.run(inputs, graph.params)
+    else:
+        values = program.run(inputs, graph.params)
     for node, value in zip(roots, values, strict=True):
         node.value = value

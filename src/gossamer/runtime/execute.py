@@ -25,7 +25,7 @@ from gossamer.runtime.buffer import Buffer
 from gossamer.runtime.native import HEADER, HEADER_WORDS, PATCH_WORDS, RECORD_WORDS
 from gossamer.runtime.scratch import Area, borrow, give_back, plan_scratch
 
-__all__ = ["Executable", "float_bits", "sources_of"]
+__all__ = ["Executable", "float_bits", "marks_in_ns", "sources_of"]
 
 _MASK = (1 << 64) - 1
 _SCRATCH = 0  # number of the value that holds the workspace's address; buffers follow, then params
@@ -202,20 +202,22 @@ class Executable:
     def profile(self, pointers: Sequence[int],
                 params: Sequence[int] = ()) -> list[tuple[str, float]]:
         """Run once and tell (name, seconds) of each call, in order."""
-        times = array("Q", bytes(16 * max(1, len(self.calls))))
+        marks = self.marks(pointers, params)
+        return [(call.name or call.source.symbol, 1e-9 * (marks[2 * i + 1] - marks[2 * i]))
+                for i, call in enumerate(self.calls)]
+
+    def marks(self, pointers: Sequence[int], params: Sequence[int] = ()) -> list[int]:
+        """Run once; begin and end of each call in turn, in ns of `time.perf_counter_ns`."""
+        times = array("Q", bytes(16 * len(self.calls)))
         with self._lock:
             self._words[HEADER["profile"]] = times.buffer_info()[0]
-            start = time.perf_counter()
+            start = time.perf_counter_ns()
             try:
                 self.run(pointers, params)
             finally:
                 self._words[HEADER["profile"]] = 0
-            elapsed = time.perf_counter() - start
-        # Nanoseconds where POSIX clocks exist; elsewhere cycles, which all together took `elapsed`.
-        unit = 1e-9 if hasattr(time, "CLOCK_MONOTONIC") else (
-            elapsed / max(1, times[-1] - times[0]))
-        return [(call.name or call.source.symbol, unit * (times[2 * i + 1] - times[2 * i]))
-                for i, call in enumerate(self.calls)]
+            elapsed = time.perf_counter_ns() - start
+        return marks_in_ns(times, start, elapsed)
 
     # inside -------------------------------------------------------------------------------------
     def _prepare(self) -> None:
@@ -249,6 +251,15 @@ class Executable:
             self._values[:] = array("Q", [value & _MASK for value in values])
         self._words[HEADER["patch_count"]] = self._patch_count
         self._last = values
+
+
+def marks_in_ns(times: Sequence[int], start: int, elapsed: int) -> list[int]:
+    """Native clock readings as ns: they are, where POSIX clocks exist; elsewhere they are cycles,
+    which all together took `elapsed`."""
+    if hasattr(time, "CLOCK_MONOTONIC") or not times:
+        return list(times)
+    unit = elapsed / max(1, times[-1] - times[0])
+    return [start + int(unit * (t - times[0])) for t in times]
 
 
 _executables: weakref.WeakSet[Executable] = weakref.WeakSet()

@@ -36,7 +36,7 @@ from typing import Any
 from gossamer.compile.calls import KernelSource
 from gossamer.core.errors import CompileError
 from gossamer.core.settings import setting
-from gossamer.runtime import cache, device
+from gossamer.runtime import cache, device, watch
 from gossamer.runtime.softfloat import SOFTFLOAT
 
 __all__ = ["Stats", "addresses", "assembly", "function_attributes", "machine_text", "stats"]
@@ -106,7 +106,8 @@ def _build(sources: list[KernelSource]) -> None:
     if not missing:
         return
     start = time.perf_counter()
-    built = _compile_all(missing, keys, host)
+    with watch.span("llvm", f"{len(missing)} kernels"):
+        built = _compile_all(missing, keys, host)
     stats.compiled += len(built)
     stats.compile_seconds += time.perf_counter() - start
     start = time.perf_counter()

@@ -21,7 +21,7 @@ from gossamer.compile.builder import FunctionBuilder
 from gossamer.compile.calls import KernelSource
 
 __all__ = ["AT", "BLOCK_BYTES", "ENTRIES", "HEADER", "HEADER_WORDS", "PATCH_WORDS",
-           "RECORD_WORDS", "native_source"]
+           "RECORD_WORDS", "clock", "native_source"]
 
 # Byte offsets in a pool's block. Words that different threads write lie 128 bytes apart: x86
 # prefetches lines in pairs, and Apple's lines are 128 bytes long. The upper half of `ticket` is
@@ -290,13 +290,14 @@ def _patch(w: _Writer) -> str:
     return "ret void"
 
 
-def _clock(w: _Writer) -> str:
+def clock(w: FunctionBuilder) -> str:
     """clock() -> i64: nanoseconds where POSIX clocks exist, else cycles."""
     if not hasattr(time, "CLOCK_MONOTONIC"):
         return f"ret i64 {w.intrinsic('llvm.readcyclecounter', 'i64', [])}"
     room = w.alloca("i64", 2)
     w.intrinsic("clock_gettime", "i32", [("i32", str(time.CLOCK_MONOTONIC)), ("ptr", room)])
-    return f"ret i64 {w.add(w.mul(w.word(room, 0), '1000000000'), w.word(room, 1))}"
+    seconds, rest = w.load("i64", room, 8), w.load("i64", w.gep(room, "1", "i64"), 8)
+    return f"ret i64 {w.add(w.mul(seconds, '1000000000'), rest)}"
 
 
 def _run(w: _Writer) -> str:
@@ -364,7 +365,7 @@ _PARTS: tuple[tuple[str, Callable[[_Writer], str]], ...] = (
     ("internal void @stop(ptr %pool)", _stop),
     ("internal void @parallel(ptr %pool, ptr %kernel, ptr %args, i64 %n, i64 %grain)", _parallel),
     ("internal void @patch(ptr %program)", _patch),
-    ("internal i64 @clock()", _clock),
+    ("internal i64 @clock()", clock),
     ("internal void @run(ptr %program)", _run),
     ("internal ptr @call(ptr %self, ptr %address)", _call),
     ("internal void @pauses(ptr %pool, i64 %n)", _pauses),

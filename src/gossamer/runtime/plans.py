@@ -17,7 +17,7 @@ from pathlib import Path
 from gossamer.compile.gemm import Target
 from gossamer.compile.pipeline import Compiled, compile_graph
 from gossamer.ir.node import user_line
-from gossamer.runtime import cache
+from gossamer.runtime import cache, watch
 from gossamer.runtime.engine import Canonical
 from gossamer.runtime.program import host_target
 
@@ -53,6 +53,16 @@ def specialized_plan(graph: Canonical, donate: Sequence[tuple[int, int]] = ()) -
         graph: the function's graph.
         donate: (root, input) pairs; the plan's `shared` tells which may share memory.
     """
+    if not watch.WATCHERS:
+        return _plan(graph, donate)
+    with watch.span("compile", f"{len(graph.order)} nodes"):
+        made = _plan(graph, donate)
+    watch.planned(made, graph, donate, literal=True)
+    return made
+
+
+def _plan(graph: Canonical, donate: Sequence[tuple[int, int]]) -> Compiled:
+    """From disk, or made now and written there."""
     target = host_target()
     disk = cache.current()
     key = _key(graph, donate, target) if disk is not None else b""

@@ -6,6 +6,7 @@ buffers of their own, all temporaries lie in one arena, and a run is one native 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,7 +19,9 @@ from gossamer.compile.pipeline import Compiled
 from gossamer.core.dtype import DType
 from gossamer.core.errors import IndexingError
 from gossamer.ir.node import Shape
+from gossamer.runtime import watch
 from gossamer.runtime.buffer import Buffer, allocate
+from gossamer.runtime.chunks import recorded_chunks
 from gossamer.runtime.data import Data
 from gossamer.runtime.device import host
 from gossamer.runtime.execute import Executable
@@ -92,7 +95,10 @@ class Program:
             for b, message in compiled.checks:
                 if buffers[b].as_numpy(np.dtype(np.bool_), ())[()]:
                     raise IndexingError(message)
-        self.executable.run(pointers, params)
+        if watch.WATCHERS:
+            watched_run(self, pointers, params)
+        else:
+            self.executable.run(pointers, params)
         return [inputs[b] if b < self.inputs and inputs[b].shape == shape
                 else Data(buffers[b] if b >= self.inputs else inputs[b].buffer, shape, dtype)
                 for b, (shape, dtype) in zip(compiled.outputs, self.types, strict=True)]
@@ -105,6 +111,21 @@ class Program:
         pointers = [*(d.buffer.address for d in inputs), *(b.address for b in buffers),
                     arena.address]
         return self.executable.profile(pointers, params)
+
+
+def watched_run(program: Program, pointers: Sequence[int], params: Sequence[int]) -> None:
+    """Run with the clock at every kernel, and tell the watchers."""
+    executable = program.executable
+    chunks: list[tuple[int, int, int, int, int, int]] = []
+    begin = time.perf_counter_ns()
+    if any(w.per_thread for w in watch.WATCHERS):
+        with recorded_chunks(executable, chunks):
+            marks = executable.marks(pointers, params)
+    else:
+        marks = executable.marks(pointers, params)
+    end = time.perf_counter_ns()
+    for watcher in watch.WATCHERS:
+        watcher.ran(program, begin, end, marks, chunks)
 
 
 def _needed(calls: Sequence[Call], buffers: Sequence[int]) -> list[int]:
