@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from gossamer import prims
-from gossamer.core.dtype import int64
 from gossamer.core.errors import ShapeError
 from gossamer.creation import clone, full_tensor
 from gossamer.dispatch import PUBLIC, axis_of, node_of, number, public
 from gossamer.ir.node import Node, Shape
 from gossamer.ir.op import TABLE
-from gossamer.layout import layout
+from gossamer.layout import is_contiguous, layout
 from gossamer.masking import nonzero
-from gossamer.tensor import Tensor, wrap
+from gossamer.tensor import DETACH_STEP, Step, Tensor, view as make_view, wrap
+from gossamer.views import reshape_steps
 
 __all__ = ["as_strided", "gradient"]
 
@@ -36,20 +36,15 @@ for _name in ("diagonal", "expand", "narrow", "permute", "split", "split_with_si
 PUBLIC["alias_copy"] = clone
 
 
-def _strided_index(size: Shape, stride: Sequence[int], offset: int) -> Node:
-    index = prims.full(offset, size, int64)
-    for axis, step in enumerate(stride):
-        place = prims.iota(axis, size)
-        index = prims.add(index, prims.mul(place, prims.const(step, place)))
-    return index
-
-
-def _storage(x: Tensor) -> Node:
-    """The memory behind a tensor as one row."""
-    while isinstance(x._base, Tensor):
+def _memory(x: Tensor) -> tuple[Tensor, tuple[Step, ...]]:
+    """The tensor that owns the memory of `x`, or the leaf through which slopes reach it, and the
+    steps from there to a row of its elements."""
+    steps: tuple[Step, ...] = ()
+    while isinstance(x._base, Tensor) and (steps or not x._leaf):
+        if any(op is DETACH_STEP[0] for op, _ in x._path):
+            steps = (DETACH_STEP,)
         x = x._base
-    node = x._read()
-    return prims.reshape(node, (node.size,))
+    return x, (*steps, *reshape_steps(x._node.shape, (x._node.size,)))
 
 
 def _check_extent(size: Shape, stride: Sequence[int], offset: int, room: int, name: str) -> None:
@@ -64,24 +59,44 @@ def _check_extent(size: Shape, stride: Sequence[int], offset: int, room: int, na
 
 @public()
 def as_strided(input: Tensor, size: Any, stride: Any, storage_offset: int | None = None) -> Tensor:
-    """The elements of the tensor's memory at given strides, as a copy.
-
-    Unlike PyTorch's it does not alias: writing to the result leaves `input` as it is. Use views or
-    `unfold` to write through.
+    """A view of the tensor's memory: its element at index i is number offset + sum(i * stride).
 
     Args:
         size, stride: extents, and elements from one index to the next.
         storage_offset: the first element (default: that of `input`).
+
+    Returns:
+        A view of shape `size`; writes through it reach every tensor on the memory. Where elements
+        overlap, the last one written stays.
+
+    Raises:
+        ShapeError: an element would lie outside the memory, or `input` shows a leaf that is itself
+            a part of some memory, with gaps.
+
+    Cost: index arithmetic to read, one scatter to write.
     """
     shape, steps = tuple(map(int, size)), tuple(map(int, stride))
     node_of(input, "gs.as_strided")
     offset = layout(input)[2] if storage_offset is None else int(storage_offset)
-    row = _storage(input)
-    _check_extent(shape, steps, offset, row.size, "gs.as_strided")
-    return wrap(prims.take(row, _strided_index(shape, steps, offset)))
+    owner, path = _memory(input)
+    if not is_contiguous(owner):
+        raise ShapeError("gs.as_strided: x shows a leaf that is itself a view with gaps; which of "
+                         "its elements have a gradient is not known. Use x.clone() first.")
+    _check_extent(shape, steps, offset, owner._node.size + layout(owner)[2], "gs.as_strided")
+    offset -= layout(owner)[2]
+    if offset < 0:
+        raise ShapeError(f"gs.as_strided(storage_offset={storage_offset}): x shows a leaf that "
+                         f"begins at element {layout(owner)[2]}. Use x.detach().as_strided(...).")
+    strides = tuple(s if n > 1 else max(s, 1) for n, s in zip(shape, steps, strict=True))
+    return make_view(owner, (*path, (TABLE["strided"], {
+        "extents": shape, "strides": strides, "offset": offset})))
 
 
-PUBLIC["as_strided_copy"] = as_strided
+@public()
+def as_strided_copy(input: Tensor, size: Any, stride: Any,
+                    storage_offset: int | None = None) -> Tensor:
+    """`as_strided`, as a copy with its own memory."""
+    return clone(as_strided(input, size, stride, storage_offset))
 
 
 @public()
@@ -95,7 +110,9 @@ def as_strided_scatter(input: Tensor, src: Tensor, size: Any, stride: Any,
     if s.shape != shape:
         raise ShapeError(f"gs.as_strided_scatter: src has shape {s.shape}; it must be {shape}.")
     flat = prims.reshape(x, (x.size,))
-    made = TABLE["scatter"](flat, _strided_index(shape, steps, offset), prims.cast(s, x.dtype))
+    put = TABLE["strided"].put
+    assert put is not None
+    made = put(flat, prims.cast(s, x.dtype), extents=shape, strides=steps, offset=offset)
     return wrap(prims.reshape(made, x.shape))
 
 

@@ -114,6 +114,10 @@ def _windows(found: Layout, *, axis: int, stride: int, dilation: int) -> Layout:
     return new, (*strides[:axis], step * stride, *strides[axis + 1:-1], step * dilation), offset
 
 
+def _strided(found: Layout, *, extents: Shape, strides: tuple[int, ...], offset: int) -> Layout:
+    return extents, strides, found[2] + offset  # of a row: its own stride is 1
+
+
 _RULES: dict[str, Any] = {"reshape": _reshape, "permute": _permute, "broadcast": _broadcast,
-                          "slice": _slice, "windows": _windows}
+                          "slice": _slice, "windows": _windows, "strided": _strided}
 assert set(_RULES) <= set(TABLE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,9 @@ from gossamer.dispatch import PUBLIC, axis_of, checked_shape, node_of, number, p
 from gossamer.indexing import fill_shape
 from gossamer.ir.node import STATE, type_text
 from gossamer.layout import is_contiguous, layout
+from gossamer.modes import MODES, enable_grad
 from gossamer.realize import realize
-from gossamer.tensor import Parameter, Size, Tensor, attach, wrap
+from gossamer.tensor import DETACH_STEP, Parameter, Size, Tensor, attach, wrap
 
 __all__: list[str] = []
 
@@ -267,16 +269,47 @@ def resize_as_(self: Tensor, other: Tensor, memory_format: Any = None) -> Tensor
     return resize_(self, *other._node.shape)
 
 
+def _under(self: Tensor) -> Tensor:
+    """A hidden tensor that takes over the memory of a root or a leaf, and all its views."""
+    node = self._node
+    if self._leaf:
+        node = node.inputs[0] if node.inputs else DETACH_STEP[0](node)
+    node.owner = None
+    under: Tensor = wrap(node)
+    under._base, under._version = self._base, self._version
+    if isinstance(self._base, Tensor):
+        under._path = self._path
+    for other in gc.get_referrers(self):  # a tensor does not know its views
+        if isinstance(other, Tensor) and other._base is self:
+            other._base = under
+    return under
+
+
+def _show(self: Tensor, made: Tensor) -> Tensor:
+    """Let `self` be what its view `made` is: the same memory, in another shape."""
+    base, path = made._base, made._path
+    if base is self:
+        base = _under(self)
+        if self._leaf:
+            path = (DETACH_STEP, *path)
+    self._base, self._path = base, path
+    self._version = -1  # of no write: the next reader follows the path
+    self._read()
+    return self
+
+
 def _unary_view_inplace(name: str) -> None:
     def method(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if self._base is not None:
-            raise ShapeError(f"x.{name}_: x is a view; use x = x.{name}(...).")
-        made = getattr(self, name)(*args, **kwargs)._read()
-        self._node = made
-        self._version += 1
-        return self
+        if STATE.grad_enabled and self._leaf:
+            self._check_inplace(f"x.{name}_")
+        if MODES.tracing is not None:
+            MODES.tracing.turned(self)
+        with enable_grad():
+            return _show(self, getattr(self, name)(*args, **kwargs))
     method.__name__ = f"{name}_"
-    method.__doc__ = f"`{name}` in place."
+    method.__doc__ = (f"`{name}` in place: this tensor shows its memory in the new shape; views "
+                      "made before keep theirs.\n\n    Cost: a walk over all Python objects, to "
+                      "find the views.")
     attach(f"{name}_", method)
 
 

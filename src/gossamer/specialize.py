@@ -26,7 +26,7 @@ from gossamer.runtime.plans import specialized_plan
 from gossamer.runtime.program import Program
 from gossamer.structure import flatten, unflatten
 from gossamer.tensor import Shared, Tensor, leaf_node, view, wrap
-from gossamer.tracing import Trace
+from gossamer.tracing import RunPlainly, Trace
 
 __all__ = ["Specialization"]
 
@@ -84,6 +84,11 @@ class _Traced:
         self.trace = trace = Trace()
         self.arguments: list[Tensor] = []
         self.outs: list[Tensor] = []
+        self.nodes: list[Node] = []
+        self.written: list[tuple[Tensor, Node, Node]] = []
+        self.grads: list[tuple[Tensor, Tensor | None]] = []
+        self.grad_nodes: list[Node] = []
+        self.plain = False
         try:
             MODES.tracing, STATE.birth = trace, trace.born
             self.arguments = [self._placeholder(t) for t in tensors]
@@ -95,6 +100,8 @@ class _Traced:
             self.written = [(t, old, t._read()) for t, old in alive]
             self.grads = [(t, t._grad) for t in trace.set_grads.values()]
             self.grad_nodes = [g._read() for _, g in self.grads if g is not None]
+        except RunPlainly:
+            self.plain = True
         finally:
             MODES.tracing, STATE.birth = None, 0
             self._restore()
@@ -126,8 +133,12 @@ class _Traced:
 
     @property
     def eager(self) -> bool:
-        """Whether the function must run as it is: it changes an argument, or its result is
-        differentiated outside."""
+        """Whether the function must run as it is: it changes an argument or a tensor's shape, or
+        its result is differentiated outside."""
+        if self.plain:
+            return True
+        if self.plain:
+            return True
         changed = {*self.trace.written, *(id(t) for t, _ in self.grads)}
         if any(id(a) in changed for a in self.arguments):
             return True

@@ -354,7 +354,8 @@ class Tensor:
         is_view = base is not None and base.__class__ is not Shared
         if is_view:
             for op, attrs in self._path:
-                if op is BROADCAST and any(attrs["shape"][i] > 1 for i in attrs["axes"]):
+                if op is BROADCAST and any(attrs["shape"][i] > 1 for i in attrs["axes"]) \
+                        or 0 in attrs.get("strides", ()):
                     raise ShapeError(
                         f"{name}: the tensor is expanded: several of its elements are one place in "
                         "memory, so it cannot be written. Write to x.clone() instead.")

@@ -17,7 +17,14 @@ from gossamer.ir.op import INPUT
 from gossamer.modes import MODES
 from gossamer.tensor import Tensor, wrap
 
-__all__ = ["Trace", "outside", "runtime_scalar"]
+__all__ = ["RunPlainly", "Trace", "outside", "runtime_scalar"]
+
+
+class RunPlainly(BaseException):
+    """Ends a trace: the function does what no program can, so it runs uncompiled.
+
+    Not an Exception, so that the function's own handlers let it pass.
+    """
 
 
 class Trace:
@@ -64,6 +71,16 @@ class Trace:
     def read_grad(self, tensor: Tensor) -> None:
         if id(tensor) not in self.set_grads:
             self.old_grads.setdefault(id(tensor), (tensor, tensor._grad))
+
+    def turned(self, tensor: Tensor) -> None:
+        """A tensor is about to change its shape in place.
+
+        Raises:
+            RunPlainly: the trace did not make it.
+        """
+        node = tensor._node.inputs[0] if tensor._leaf and tensor._node.inputs else tensor._node
+        if not self.made(tensor) or any(x is node for x in self.inputs):
+            raise RunPlainly
 
     def borrowed(self, tensor: Tensor, shared: Any) -> None:
         self.shared[id(tensor)] = (tensor, shared)

@@ -119,7 +119,7 @@ from gossamer.ops.functions import (
     tan,
     tanh,
 )
-from gossamer.ops.indexing import scatter, scatter_add, take
+from gossamer.ops.indexing import scatter, scatter_add, strided, take
 from gossamer.ops.movement import (
     concat,
     flip,
@@ -170,6 +170,6 @@ __all__ = [
     "reshape", "rms_norm", "round", "rsqrt", "scaled_dot_product_attention", "scan", "scatter",
     "scatter_add", "selu", "shift_left", "shift_right", "shift_right_logical", "sigmoid", "sign",
     "signbit", "silu", "sin", "sinh", "slice", "softmax", "softplus", "softshrink", "softsign",
-    "spatial_windows", "sqrt", "square", "std", "sub", "take", "tan", "tanh", "tanhshrink",
-    "threshold", "trunc", "trunc_divide", "unwindows", "var", "where", "windows"
+    "spatial_windows", "sqrt", "square", "std", "strided", "sub", "take", "tan", "tanh",
+    "tanhshrink", "threshold", "trunc", "trunc_divide", "unwindows", "var", "where", "windows"
 ]

@@ -1,4 +1,4 @@
-"""Indexing by data: take and its transpose scatter_add, and scatter. Layer 1.
+"""Indexing by data: take and its transpose scatter_add, scatter, and strided. Layer 1.
 
 All work along axis 0 with int64 indices, negative ones counting from the end; advanced indexing,
 gather and embedding are reshapes and linear indices around them. An index out of range is an error
@@ -11,14 +11,14 @@ import numpy as np
 
 from gossamer.core.dtype import bool_, int64
 from gossamer.core.errors import IndexingError
-from gossamer.ir.node import Node
+from gossamer.ir.node import Node, Shape
 from gossamer.ir.op import CONSTANT, IOTA, Op, Sample, constant, define
 from gossamer.ops.elementwise import add, eq, lt, mul, where
 from gossamer.ops.movement import reshape
 from gossamer.ops.reduction import broadcast
 from gossamer.ops.rules import Type, dtype_error, shape_error, wide
 
-__all__ = ["scatter", "scatter_add", "take"]
+__all__ = ["scatter", "scatter_add", "strided", "take"]
 
 
 def _check_index(op: Op, x: Node, index: Node, inputs: tuple[Node, ...]) -> None:
@@ -150,3 +150,54 @@ scatter: Op = define(Op(
     "scatter", "indexing", "x with x[index] = src along axis 0; the last write to a place wins.",
     infer=_scatter_type, reference=_scatter_reference, vjp=_scatter_vjp, batch=_scatter_batch,
     cost=4.0, onnx="ScatterND-16", samples=_scatter_samples))
+
+
+# strided ------------------------------------------------------------------------------------------
+
+
+def _strided_type(op: Op, x: Node, *, extents: Shape, strides: Shape, offset: int) -> Type:
+    last = offset + sum((n - 1) * s for n, s in zip(extents, strides, strict=True))
+    if x.ndim != 1 or offset < 0 or min(strides, default=0) < 0 \
+            or 0 not in extents and last >= x.size:
+        raise shape_error(op, (x,), f"extents {extents}, strides {strides} and offset {offset} "
+                          f"reach element {last} of a row of {x.size}",
+                          "Give strides that stay inside the row.")
+    return extents, x.dtype
+
+
+def _places(extents: Shape, strides: Shape, offset: int) -> Node:
+    """The element of the row that each element of the result shows."""
+    index = CONSTANT(value=offset, shape=extents, dtype=int64)
+    for axis, step in enumerate(strides):
+        if extents[axis] > 1:
+            place = IOTA(axis=axis, shape=extents, dtype=int64)
+            index = add(index, mul(place, constant(step, place)))
+    return index
+
+
+def _strided_reference(x: np.ndarray, *, extents: Shape, strides: Shape,
+                       offset: int) -> np.ndarray:
+    if 0 in extents:
+        return np.empty(extents, x.dtype)
+    row = np.ascontiguousarray(x)[offset:]
+    return np.lib.stride_tricks.as_strided(row, extents, [s * x.itemsize for s in strides]).copy()
+
+
+def _strided_batch(op: Op, size: int, x: Node, *, extents: Shape, strides: Shape,
+                   offset: int) -> Node:
+    return op(reshape(x, shape=(size * x.shape[1],)), extents=(size, *extents),
+              strides=(x.shape[1], *strides), offset=offset)
+
+
+strided: Op = define(Op(
+    "strided", "composite", "The elements of a row at index i are x[offset + sum(i * strides)].",
+    infer=_strided_type, reference=_strided_reference,
+    body=lambda x, *, extents, strides, offset: take(x, _places(extents, strides, offset)),
+    batch=_strided_batch,
+    put=lambda old, new, *, extents, strides, offset: scatter(
+        old, _places(extents, strides, offset), new),
+    samples=lambda rng: [
+        Sample((rng.normal(size=n),), {"extents": e, "strides": s, "offset": o})
+        for n, e, s, o in ((7, (3, 3), (2, 1), 0), (6, (2,), (3,), 2), (4, (), (), 3),
+                           (3, (2, 0), (1, 1), 1), (5, (4, 3), (0, 1), 1),
+                           (1, (1, 1), (1, 1), 0))]))
