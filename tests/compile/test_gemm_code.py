@@ -9,7 +9,7 @@ import pytest
 
 from gossamer.compile.gemm import Target
 from gossamer.compile.gemm.micro import panel_source
-from gossamer.compile.gemm.target import Tile, tile_for
+from gossamer.compile.gemm.target import Tile, pair_tile, tile_for
 from gossamer.core.dtype import DType, float32, float64
 
 llvm.initialize_all_targets()
@@ -19,6 +19,7 @@ llvm.initialize_all_asmprinters()
 _X86 = r"[yz]mm\d+, -?\d*\(%rsp|\(%rsp[^)]*\), %[yz]mm"
 CPUS = {
     "avx512": ("x86_64-unknown-linux-gnu", "+avx512f,+avx512vl,+fma", "vfmadd", _X86),
+    "pairs": ("x86_64-unknown-linux-gnu", "+avx512f,+avx512vl,+avx512bf16", "vdpbf16ps", _X86),
     "avx2": ("x86_64-unknown-linux-gnu", "+avx2,+fma", "vfmadd", _X86),
     "neon": ("aarch64-unknown-linux-gnu", "+neon", "fmla", r"(str|ldr|stp|ldp)\tq.*\[sp"),
 }
@@ -48,10 +49,20 @@ def kernel(tile: Tile, by_rows: bool, cpu: str) -> str:
 
 @pytest.mark.parametrize("dtype", [float32, float64], ids=str)
 @pytest.mark.parametrize("by_rows", [False, True], ids=["panels", "rows"])
-@pytest.mark.parametrize("cpu", CPUS)
+@pytest.mark.parametrize("cpu", TARGETS)
 def test_accumulators_stay_in_registers(cpu: str, by_rows: bool, dtype: DType) -> None:
     """The loop multiplies once for each accumulator, and no vector goes through the stack."""
-    tile = tile_for(dtype, TARGETS[cpu])
+    _check(tile_for(dtype, TARGETS[cpu]), by_rows, cpu)
+
+
+@pytest.mark.parametrize("by_rows", [False, True], ids=["panels", "rows"])
+def test_so_do_those_of_pairs(by_rows: bool) -> None:
+    tile = pair_tile(Target(64, frozenset({"avx512f", "avx512bf16"})))
+    assert tile is not None and pair_tile(TARGETS["avx512"]) is None
+    _check(tile, by_rows, "pairs")
+
+
+def _check(tile: Tile, by_rows: bool, cpu: str) -> None:
     code = kernel(tile, by_rows, cpu)
     _, _, multiply, spilled = CPUS[cpu]
     assert len(re.findall(rf"\t{multiply}", code)) == tile.rows * tile.vectors
@@ -65,7 +76,7 @@ def test_neon_multiplies_by_lanes() -> None:
     assert len(re.findall(r"\tfmla\t.*\.s\[\d\]", code)) == tile.rows * tile.vectors
 
 
-@pytest.mark.parametrize("cpu", CPUS)
+@pytest.mark.parametrize("cpu", TARGETS)
 def test_all_variants_of_a_target_are_written(cpu: str) -> None:
     tile = tile_for(float32, TARGETS[cpu])
     text = panel_source(tile, False).text

@@ -32,6 +32,7 @@ _KERNEL = ("i64 %kc, ptr noalias %a, i64 %pitch, ptr noalias %b, i64 %ldb, "
 PANEL_ARGUMENTS = ("i64 %vectors, i64 %rows, i64 %kc, ptr %a, i64 %step, i64 %pitch, ptr %b, "
                    "i64 %ldb, ptr %c, i64 %ldc, ptr %in, i64 %ldi")
 
+_PAIRS = "llvm.x86.avx512bf16.dpbf16ps.512"
 _GROUP = 7  # rows reached from one base register: 0 .. 6 pitches
 
 
@@ -129,13 +130,24 @@ class _Kernel:
 
     def multiply(self, heads: list[str], old: list[list[str]], new: list[list[str]]) -> None:
         """One step of k."""
-        f, tile, v = self.f, self.tile, self.tile.vector
-        fma = f"llvm.fma.v{tile.lanes}f{tile.bits}"
-        f.declare(fma, f"declare {v} @{fma}({v}, {v}, {v})")
+        tile, v = self.tile, self.tile.vector
         b = [self.load(v, self.step("%row", str(tile.lanes * j))) for j in range(self.vectors)]
         for i, a in enumerate(self.factors(heads)):
             for j in range(self.vectors):
-                f.line(f"{new[i][j]} = call {v} @{fma}({v} {a}, {v} {b[j]}, {v} {old[i][j]})")
+                self.multiply_add(new[i][j], a, b[j], old[i][j])
+
+    def multiply_add(self, name: str, a: str, b: str, c: str) -> None:
+        """name = a b + c in each lane; a lane of pairs gives the sum of two products."""
+        f, tile, v = self.f, self.tile, self.tile.vector
+        if not tile.pairs:
+            fma = f"llvm.fma.v{tile.lanes}f{tile.bits}"
+            f.declare(fma, f"declare {v} @{fma}({v}, {v}, {v})")
+            f.line(f"{name} = call {v} @{fma}({v} {a}, {v} {b}, {v} {c})")
+            return
+        halves = f"<{2 * tile.lanes} x bfloat>"
+        a, b = (f.value(f"bitcast {v} {x} to {halves}") for x in (a, b))
+        f.declare(_PAIRS, f"declare {v} @{_PAIRS}({v}, {halves}, {halves})")
+        f.line(f"{name} = call {v} @{_PAIRS}({v} {c}, {halves} {a}, {halves} {b})")
 
     def prefetch_rows(self) -> None:
         """Rows of A arrive as many short streams, too many for the hardware to follow: each step
@@ -183,7 +195,8 @@ def panel_source(tile: Tile, by_rows: bool) -> KernelSource:
         by_rows: A is read in place, row by row (`A[r * step + k]`); otherwise its panels have
             the elements of one k next to each other (packed, or A in place with column pitch).
     """
-    symbol = f"gemm_{tile.element}{tile.lanes}_{'rows' if by_rows else 'panels'}"
+    kind = "pairs" if tile.pairs else tile.element
+    symbol = f"gemm_{kind}{tile.lanes}_{'rows' if by_rows else 'panels'}"
     f = FunctionBuilder(f"void @{symbol}({PANEL_ARGUMENTS})")
     count, base, extra = cut_rows(f, "%rows", tile.rows)
     with f.loop("0", count) as p:

@@ -31,6 +31,7 @@ class Problem:
     b: Operand | Packed
     out: Output | Epilogue
     swapped: bool = False  # A and B have changed places: the epilogue expects C transposed
+    pairs: bool = False  # elements are pairs of bfloat16 (see `low`)
 
     @property
     def batches(self) -> int:
@@ -44,7 +45,7 @@ class Problem:
     def is_thin(self) -> bool:
         """Whether it is one row times a matrix in memory, or a few long ones times its columns:
         what `gemv` computes."""
-        if not isinstance(self.b, Operand):
+        if self.pairs or not isinstance(self.b, Operand):
             return False
         _, _, r, k = self.b.strides
         return self.m == 1 or (self.m <= _THIN and self.k >= _LONG and k == 1 and r != 1)

@@ -6,11 +6,11 @@ registers, the blocking on the sizes of the caches, and nothing on the name of a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from gossamer.core.dtype import DType
+from gossamer.core.dtype import DType, float32
 
-__all__ = ["Target", "Tile", "tile_for"]
+__all__ = ["Target", "Tile", "pair_tile", "tile_for"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class Tile:
     rows: int  # the most rows of C held in registers
     vectors: int  # vectors in one row of C
     lane_multiply: bool
+    pairs: bool = False  # an element of A and B is two bfloat16 that follow each other along k
 
     @property
     def columns(self) -> int:
@@ -82,3 +83,11 @@ def tile_for(dtype: DType, target: Target) -> Tile:
     lanes = target.vector_bytes // dtype.itemsize
     rows = 12 if target.lane_multiply else 14 if target.registers == 32 else 6
     return Tile(dtype.llvm, 8 * dtype.itemsize, lanes, rows, 2, target.lane_multiply)
+
+
+def pair_tile(target: Target) -> Tile | None:
+    """The tile of bfloat16 products, with the same registers as float32's; None if the CPU has no
+    instruction for them."""
+    if target.vector_bytes < 64 or "avx512bf16" not in target.features:
+        return None
+    return replace(tile_for(float32, target), pairs=True)
