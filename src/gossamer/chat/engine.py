@@ -176,8 +176,8 @@ class Engine:
         self._advance = gs.compile(self._compute)
 
     # requests ---------------------------------------------------------------------------------
-    def submit(self, request: Request) -> Reply:
-        """Queue a request.
+    def check(self, request: Request) -> None:
+        """Refuse what cannot be decoded. Any thread may call it.
 
         Raises:
             ValueError: an empty prompt, one that fills the context, or an unknown token.
@@ -185,14 +185,18 @@ class Engine:
         count, vocab = len(request.ids), self.model.config.vocab_size
         if not 0 < count < self.context:
             raise ValueError(
-                f"Engine.submit: the prompt has {count} tokens; it must have between 1 and "
+                f"Engine: the prompt has {count} tokens; it must have between 1 and "
                 f"{self.context - 1} to leave room for a reply. Shorten it."
             )
         if not all(0 <= i < vocab for i in request.ids):
             raise ValueError(
-                f"Engine.submit: the prompt has token {max(request.ids, key=abs)}; the model knows "
+                f"Engine: the prompt has token {max(request.ids, key=abs)}; the model knows "
                 f"0 to {vocab - 1}. Encode it with the model's own tokenizer."
             )
+
+    def submit(self, request: Request) -> Reply:
+        """Queue a request that `check` lets pass."""
+        self.check(request)
         reply = Reply(request)
         self.waiting.append(reply)
         return reply

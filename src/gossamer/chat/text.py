@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from gossamer.chat.tokenizer import Tokenizer
 
-__all__ = ["TextStream"]
+__all__ = ["ReplyStream", "TextStream"]
 
 _Decoder = codecs.getincrementaldecoder("utf-8")
 
@@ -63,3 +63,58 @@ def _overlap(text: str, stop: str) -> int:
         if text.endswith(stop[:length]):
             return length
     return 0
+
+
+class ReplyStream:
+    """The tokens of a reply as pieces: its words, and the calls of the calculator in it.
+
+    Args:
+        tokenizer: of the model.
+        stop: strings at which the words end.
+
+    Attributes:
+        stopped: whether a stop string was met.
+
+    A piece is (kind, text): "text" for words, "call" for an expression that the model wrote for
+    the calculator, "output" for the answer.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._words = TextStream(tokenizer, stop)
+        self._opened = {tokenizer.python_start: "call", tokenizer.output_start: "output"}
+        self._closed = {tokenizer.python_end, tokenizer.output_end}
+        self._inside: tuple[str, TextStream, list[str]] | None = None
+
+    @property
+    def stopped(self) -> bool:
+        return self._words.stopped
+
+    def push(self, token: int) -> list[tuple[str, str]]:
+        """The pieces that became certain with this token."""
+        if token in self._opened:
+            before = self._close()
+            self._inside = (self._opened[token], TextStream(self._tokenizer), [])
+            return before
+        if token in self._closed:
+            return self._close()
+        if self._inside is not None:
+            _, stream, parts = self._inside
+            parts.append(stream.push(token))
+            return []
+        return _piece("text", self._words.push(token))
+
+    def rest(self) -> list[tuple[str, str]]:
+        """What is still held back at the end."""
+        return [*self._close(), *_piece("text", self._words.rest())]
+
+    def _close(self) -> list[tuple[str, str]]:
+        if self._inside is None:
+            return []
+        kind, stream, parts = self._inside
+        self._inside = None
+        return _piece(kind, "".join([*parts, stream.rest()]))
+
+
+def _piece(kind: str, text: str) -> list[tuple[str, str]]:
+    return [(kind, text)] if text else []

@@ -1,4 +1,4 @@
-"""The commands: speedrun, chat. Layer 8: arguments to calls, no logic."""
+"""The commands: speedrun, chat, serve. Layer 8: arguments to calls, no logic."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from rich.console import Console
 
 import gossamer
 from gossamer.chat.checkpoint import find_run, latest, load_model
-from gossamer.chat.engine import Engine
+from gossamer.chat.engine import Engine, Sampling
 from gossamer.chat.speedrun import SpeedrunOptions, speedrun
 from gossamer.chat.terminal import ChatSession, run_chat
 from gossamer.core.errors import GossamerError
+from gossamer.server.app import Served
+from gossamer.server.host import Host
+from gossamer.server.serve import bind, serve
 
 __all__ = ["app", "run"]
 
@@ -46,7 +49,7 @@ def _common(
 @app.command("speedrun")
 def speedrun_command(
     minutes: Annotated[float, typer.Option(min=0.1, help="Everything included.")] = 10.0,
-    name: Annotated[str, typer.Option(help="Name of the run [default: speedrun].")] = "",
+    name: Annotated[str, typer.Option(help="Name of the run; speedrun if left out.")] = "",
     seed: Annotated[int, typer.Option(help="Of weights and data.")] = 0,
     resume: Annotated[str | None, typer.Option(help="Go on with an interrupted run.")] = None,
     questions: Annotated[int, typer.Option(min=1, help="Held-out questions a task.")] = 250,
@@ -69,7 +72,7 @@ def speedrun_command(
 @app.command("chat")
 def chat_command(
     run_name: Annotated[
-        str | None, typer.Argument(metavar="[RUN]", help="Name or path [default: the newest].")
+        str | None, typer.Argument(metavar="[RUN]", help="Name or path; the newest if left out.")
     ] = None,
     temperature: Annotated[float, typer.Option(min=0.0, max=2.0)] = 0.0,
     root: Root = _ROOT,
@@ -79,6 +82,29 @@ def chat_command(
     checkpoint = load_model(latest(folder) or folder)
     session = ChatSession(Engine(checkpoint.model, rows=1), checkpoint.tokenizer, temperature)
     run_chat(session, Console())
+
+
+@app.command("serve")
+def serve_command(
+    run_name: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="Name or path; the newest if left out.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address; 0.0.0.0 for every network.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 = any free one.")] = 8000,
+    rows: Annotated[int, typer.Option(min=1, help="Replies decoded at once.")] = 16,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, max=2.0, help="Where a request names none.")
+    ] = 0.0,
+    root: Root = _ROOT,
+) -> None:
+    """Serve a trained model: the OpenAI API and a chat page."""
+    listening = bind(host, port)  # before the model is read: a port in use is told at once
+    folder = find_run(root, run_name)
+    checkpoint = load_model(latest(folder) or folder)
+    facts = {"parameters": checkpoint.model.count_parameters(), "temperature": temperature}
+    served = Served(folder.name, Host(Engine(checkpoint.model, rows)), checkpoint.tokenizer,
+                    Sampling(temperature), int(checkpoint.folder.stat().st_mtime), facts)
+    serve(served, listening, Console())
 
 
 def run() -> None:

@@ -1,0 +1,1 @@
+"""A model behind HTTP: the OpenAI API and a chat page. Layer 8."""

@@ -1,0 +1,144 @@
+"""The engine in a thread of its own, requests from asyncio. Layer 8.
+
+The one idea: only one thread ever touches the engine. Requests reach it through a queue; tokens go
+back with `call_soon_threadsafe` to the event loop of whoever asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import AsyncIterator
+
+from gossamer.chat.engine import Engine, Reply, Request, Token
+
+__all__ = ["Busy", "Host", "Ticket"]
+
+_IDLE = 0.05  # seconds between looks at the stop flag while nothing is asked
+
+
+class Busy(Exception):
+    """Too many requests wait already."""
+
+
+class Ticket:
+    """One request on its way: an asynchronous iterator of its tokens.
+
+    Args:
+        request: what is asked.
+
+    Must be made inside a running event loop; `close` may be called any number of times.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.reply = Reply(request)
+        self._loop = asyncio.get_running_loop()
+        self._tokens: asyncio.Queue[Token | None] = asyncio.Queue()
+        self.reply.on_token = self._put
+        self.reply.on_end = lambda: self._put(None)
+        self.begun = time.perf_counter()
+        self.first: float | None = None  # seconds until the first token
+
+    def _put(self, token: Token | None) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._tokens.put_nowait, token)
+        except RuntimeError:  # the loop is closed: nobody listens any more
+            self.reply.cancel()
+
+    async def __aiter__(self) -> AsyncIterator[Token]:
+        while (token := await self._tokens.get()) is not None:
+            if self.first is None:
+                self.first = time.perf_counter() - self.begun
+            yield token
+
+    def close(self) -> None:
+        """Give the slot back, whether or not the reply is complete."""
+        self.reply.cancel()
+
+
+class Host:
+    """Runs an engine.
+
+    Args:
+        engine: from now on touched by the host's thread only.
+        most_waiting: requests that may wait for a slot; further ones are refused.
+    """
+
+    def __init__(self, engine: Engine, most_waiting: int = 256) -> None:
+        self.engine, self.most_waiting = engine, most_waiting
+        self.served = 0  # requests that ended
+        self.failure: BaseException | None = None
+        self._inbox: queue.SimpleQueue[Reply] = queue.SimpleQueue()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="gossamer-engine", daemon=True)
+
+    def start(self) -> None:
+        """Begin to serve."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End every reply as cancelled, and the thread."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the engine's thread runs."""
+        return self._thread.is_alive() and self.failure is None
+
+    @property
+    def waiting(self) -> int:
+        """Requests without a slot."""
+        return self._inbox.qsize() + len(self.engine.waiting)
+
+    @property
+    def active(self) -> int:
+        """Requests with a slot."""
+        return sum(slot.reply is not None for slot in self.engine.slots)
+
+    def submit(self, request: Request) -> Ticket:
+        """Ask; called inside an event loop.
+
+        Raises:
+            ValueError: the engine cannot decode it.
+            Busy: too many wait already, or the host has stopped.
+        """
+        self.engine.check(request)
+        if self._stopping.is_set() or not self.healthy:
+            raise Busy("the engine has stopped")
+        if self.waiting >= self.most_waiting:
+            raise Busy(f"{self.most_waiting} requests wait already")
+        ticket = Ticket(request)
+        self._inbox.put(ticket.reply)
+        return ticket
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                self._collect()
+                if self.engine.busy:
+                    self.engine.step()
+        except BaseException as error:  # told to every client, and by /health
+            self.failure = error
+            raise
+        finally:
+            self._end_all()
+
+    def _collect(self) -> None:
+        """Take what is in the inbox; wait a moment if there is nothing at all to do."""
+        try:
+            reply = self._inbox.get(block=not self.engine.busy, timeout=_IDLE)
+        except queue.Empty:
+            return
+        self.engine.waiting.append(reply)
+
+    def _end_all(self) -> None:
+        replies = [slot.reply for slot in self.engine.slots if slot.reply is not None]
+        replies += self.engine.waiting
+        while not self._inbox.empty():
+            replies.append(self._inbox.get())
+        for reply in replies:
+            reply._end("cancelled")

@@ -1,0 +1,285 @@
+"""The server over real sockets: right answers, clear refusals, no lost slots."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+
+from gossamer.chat.engine import Engine, Request
+from gossamer.server.serve import ServeError, bind
+from tests.server.conftest import CONTEXT, Running, build
+
+CHAT, PLAIN = "/v1/chat/completions", "/v1/completions"
+
+
+def say(text: str, **options: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": text}], "max_tokens": 12, **options}
+
+
+def events(response: httpx.Response) -> list[Any]:
+    lines = [line[6:] for line in response.text.split("\n") if line.startswith("data: ")]
+    return [line if line == "[DONE]" else json.loads(line) for line in lines]
+
+
+def expected(server: Running, text: str, count: int) -> str:
+    """What an engine of its own replies, decoded in one go."""
+    tokenizer = server.served.tokenizer
+    engine = Engine(server.served.host.engine.model, rows=1)
+    ids = tokenizer.render_prompt([{"role": "user", "content": text}])
+    stop = (tokenizer.assistant_end, tokenizer.bos)
+    tokens = [t.id for t in engine.generate(Request(ids, count, stop=stop))]
+    return b"".join(tokenizer.token_bytes[t] for t in tokens).decode("utf-8", "replace")
+
+
+# answers ------------------------------------------------------------------------------------------
+
+def test_health_and_models(client: httpx.Client) -> None:
+    health = client.get("/health").json()
+    assert health["status"] == "ok" and health["slots"] == 4
+    assert [m["id"] for m in client.get("/v1/models").json()["data"]] == ["tiny"]
+    assert client.get("/v1/models/tiny").json()["object"] == "model"
+    assert client.get("/v1/models/other").status_code == 404
+
+
+def test_chat_in_one_piece(server: Running, client: httpx.Client) -> None:
+    found = client.post(CHAT, json=say("hello", model="tiny")).json()
+    choice = found["choices"][0]
+    assert choice["message"]["content"] == expected(server, "hello", 12)
+    assert choice["message"]["role"] == "assistant" and choice["finish_reason"] == "length"
+    usage = found["usage"]
+    assert usage["completion_tokens"] == 12
+    assert usage["total_tokens"] == 12 + usage["prompt_tokens"]
+    assert found["object"] == "chat.completion" and found["id"].startswith("chatcmpl-")
+
+
+def test_chat_streamed(client: httpx.Client) -> None:
+    whole = client.post(CHAT, json=say("how are you")).json()
+    response = client.post(CHAT, json=say("how are you", stream=True,
+                                          stream_options={"include_usage": True}))
+    assert response.headers["content-type"].startswith("text/event-stream")
+    found = events(response)
+    assert found[-1] == "[DONE]"
+    assert found[-2]["choices"] == [] and found[-2]["usage"] == whole["usage"]
+    chunks = [c["choices"][0] for c in found[:-2]]
+    assert chunks[0]["delta"]["role"] == "assistant"
+    assert "".join(c["delta"].get("content") or "" for c in chunks) == \
+        whole["choices"][0]["message"]["content"]
+    assert [c["finish_reason"] for c in chunks] == [None] * (len(chunks) - 1) + ["length"]
+
+
+def test_seed_temperature_and_copies(client: httpx.Client) -> None:
+    hot = say("hello", temperature=1.5, seed=7, n=3)
+    one, two = (client.post(CHAT, json=hot).json()["choices"] for _ in range(2))
+    texts = [c["message"]["content"] for c in one]
+    assert texts == [c["message"]["content"] for c in two]
+    assert len(set(texts)) > 1 and [c["index"] for c in one] == [0, 1, 2]
+    streamed = [c["choices"][0] for c in events(client.post(CHAT, json={**hot, "stream": True}))
+                if c != "[DONE]"]
+    for n in range(3):
+        assert "".join(c["delta"].get("content") or "" for c in streamed
+                       if c["index"] == n) == texts[n]
+
+
+def test_stop_strings(client: httpx.Client) -> None:
+    free = client.post(CHAT, json=say("hello")).json()["choices"][0]["message"]["content"]
+    stop = free[4:6]
+    choice = client.post(CHAT, json=say("hello", stop=[stop, "never there"])).json()["choices"][0]
+    assert choice["message"]["content"] == free[:free.index(stop)]
+    assert choice["finish_reason"] == "stop"
+
+
+def test_probabilities(client: httpx.Client) -> None:
+    choice = client.post(CHAT, json=say("hello", logprobs=True, top_logprobs=3)).json()[
+        "choices"][0]
+    entries = choice["logprobs"]["content"]
+    assert len(entries) == 12
+    assert bytes(b for e in entries for b in e["bytes"]).decode("utf-8", "replace") == \
+        choice["message"]["content"]
+    for entry in entries:  # greedy: the likeliest is the one that was taken
+        assert len(entry["top_logprobs"]) == 3
+        assert entry["top_logprobs"][0]["logprob"] == pytest.approx(entry["logprob"], abs=1e-5)
+
+
+def test_completions(client: httpx.Client) -> None:
+    one = client.post(PLAIN, json={"prompt": "hello", "max_tokens": 5, "echo": True}).json()
+    assert one["choices"][0]["text"].startswith("hello") and one["object"] == "text_completion"
+    many = client.post(PLAIN, json={"prompt": ["hello", "there"], "n": 2, "logprobs": 2}).json()
+    assert [c["index"] for c in many["choices"]] == [0, 1, 2, 3]
+    counts = [len(c["logprobs"]["tokens"]) for c in many["choices"]]
+    assert 0 < max(counts) <= 16 and many["usage"]["completion_tokens"] == sum(counts)
+    ids = client.post(PLAIN, json={"prompt": [5, 6, 7], "stream": True})
+    assert events(ids)[-1] == "[DONE]"
+
+
+def test_a_conversation_that_outgrows_the_context(client: httpx.Client) -> None:
+    turns = [{"role": r, "content": "how are you there hello " * 3}
+             for _ in range(8) for r in ("user", "assistant")][:-1]
+    refused = client.post(CHAT, json={"messages": turns})
+    assert refused.status_code == 400
+    assert refused.json()["error"]["code"] == "context_length_exceeded"
+    cut = client.post(CHAT, json={"messages": turns, "truncation": "auto", "max_tokens": 3})
+    assert cut.status_code == 200 and cut.json()["dropped_messages"] > 0
+
+
+def test_openai_client(server: Running) -> None:
+    openai = pytest.importorskip("openai", reason="the openai client is not installed")
+    with openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as api:
+        assert [m.id for m in api.models.list()] == ["tiny"]
+        ask: dict[str, Any] = {"model": "tiny", "max_tokens": 6, "messages": [
+            {"role": "system", "content": "Be kind."}, {"role": "user", "content": "hello"}]}
+        whole = api.chat.completions.create(**ask, logprobs=True, top_logprobs=2)
+        text = whole.choices[0].message.content
+        assert text and whole.usage.completion_tokens == 6
+        pieces = [c.choices[0].delta.content or "" for c in api.chat.completions.create(
+            **ask, stream=True) if c.choices]
+        assert "".join(pieces) == text
+        assert api.completions.create(model="tiny", prompt="hello", max_tokens=4).choices[0].text
+        with pytest.raises(openai.NotFoundError, match="is not here"):
+            api.chat.completions.create(**{**ask, "model": "gpt-9"})
+        with pytest.raises(openai.BadRequestError, match="top_p"):
+            api.chat.completions.create(**ask, temperature=1.9, top_p=7)
+
+
+# refusals -----------------------------------------------------------------------------------------
+
+BAD_CHAT: list[tuple[str, Any]] = [
+    ("messages", {}), ("messages", {"messages": []}), ("messages", {"messages": "hi"}),
+    ("messages[0]", {"messages": ["hi"]}), ("role", {"messages": [{"content": "x"}]}),
+    ("role", {"messages": [{"role": "wizard", "content": "x"}]}),
+    ("content", {"messages": [{"role": "user"}]}),
+    ("content", {"messages": [{"role": "user", "content": 5}]}),
+    ("content", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}),
+    ("must follow", {"messages": [{"role": "assistant", "content": "x"}]}),
+    ("must be the user", {"messages": [{"role": "user", "content": "x"},
+                                       {"role": "assistant", "content": "y"}]}),
+    ("at most 1000", {"messages": [{"role": "user", "content": "x"}] * 1001}),
+    ("tokens", say("long " * 400)),
+    *[(name, say("hi", **{name: value})) for name, value in [
+        ("temperature", -1), ("temperature", 3), ("temperature", "hot"), ("temperature", True),
+        ("top_p", 0), ("top_p", 1.5), ("top_k", -1), ("top_k", 1.5), ("min_p", 2), ("seed", "a"),
+        ("seed", 2**70), ("max_tokens", 0), ("max_tokens", "many"), ("max_completion_tokens", -3),
+        ("n", 0), ("n", 99), ("n", 1.5), ("stop", 5), ("stop", ["a"] * 9), ("stop", [""]),
+        ("stop", ["a", 1]), ("stream", "yes"), ("stream_options", 3), ("logprobs", 5),
+        ("top_logprobs", 5), ("tools", [{"type": "function"}]), ("response_format", {"type": "x"}),
+        ("logit_bias", {"5": 1}), ("frequency_penalty", 0.5), ("presence_penalty", "x"),
+        ("best_of", 5), ("model", 7), ("truncation", 1), ("audio", {"voice": "x"}),
+        ("functions", [{}]), ("suffix", "x"), ("prediction", {"a": 1})]],
+]
+BAD_PLAIN: list[tuple[str, Any]] = [
+    ("prompt", {}), ("prompt", {"prompt": 5}), ("prompt", {"prompt": []}),
+    ("prompt", {"prompt": [1.5]}), ("prompt", {"prompt": [[]]}), ("prompt", {"prompt": ["a", 1]}),
+    ("prompt", {"prompt": ["a"] * 99}), ("token", {"prompt": [999999]}),
+    ("token", {"prompt": [-1]}), ("tokens", {"prompt": [1] * CONTEXT}),
+    ("logprobs", {"prompt": "a", "logprobs": 99}), ("echo", {"prompt": "a", "echo": 1}),
+]
+
+
+@pytest.mark.parametrize(("what", "body"), BAD_CHAT)
+def test_bad_chat(client: httpx.Client, what: str, body: Any) -> None:
+    response = client.post(CHAT, json=body)
+    error = response.json()["error"]
+    assert response.status_code == 400 and what in error["message"], error
+    assert error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(("what", "body"), BAD_PLAIN)
+def test_bad_completions(client: httpx.Client, what: str, body: Any) -> None:
+    response = client.post(PLAIN, json=body)
+    assert response.status_code == 400 and what in response.json()["error"]["message"]
+
+
+RAW = [b"", b"{", b"[]", b"5", b"null", b'"text"', b"\xff\xfe", b"{}}", b'{"messages": NaN}',
+       b'{"messages": [{"role": "user", "content": "\\ud800"}]}', b"[" * 100_000, b"\x00" * 64,
+       b'{"a": ' + b"9" * 5000 + b"}", b"messages=hi"]
+
+
+@pytest.mark.parametrize("raw", RAW, ids=lambda raw: repr(raw[:20]))
+@pytest.mark.parametrize("path", [CHAT, PLAIN])
+def test_bodies_that_are_no_request(client: httpx.Client, path: str, raw: bytes) -> None:
+    response = client.post(path, content=raw)
+    assert response.status_code == 400 and response.json()["error"]["message"]
+
+
+def test_wrong_addresses_and_sizes(client: httpx.Client) -> None:
+    assert client.get("/nowhere").json()["error"]["message"]
+    assert client.get("/nowhere").status_code == 404
+    assert client.get(CHAT).status_code == 405 and client.get(CHAT).json()["error"]
+    large = client.post(CHAT, content=b" " * (1 << 20) + b"{}")
+    assert large.status_code == 413 and "1,048,576" in large.json()["error"]["message"]
+
+
+def test_a_port_in_use() -> None:
+    taken = bind("127.0.0.1", 0)
+    with pytest.raises(ServeError, match="cannot be used"):
+        bind("127.0.0.1", taken.getsockname()[1])
+    taken.close()
+
+
+# many clients -------------------------------------------------------------------------------------
+
+def test_many_clients_get_their_own_words(server: Running) -> None:
+    texts = ["hello", "there", "how are you", "I am well", "hello you", "are you well?"]
+    right = {text: expected(server, text, 10) for text in texts}
+
+    def ask(number: int) -> bool:
+        text = texts[number % len(texts)]
+        body = say(text, max_tokens=10, stream=number % 2 == 0)
+        response = httpx.post(server.url + CHAT, json=body, timeout=120)
+        if number % 2:
+            return response.json()["choices"][0]["message"]["content"] == right[text]
+        found = "".join(c["choices"][0]["delta"].get("content") or ""
+                        for c in events(response) if c != "[DONE]")
+        return found == right[text]
+
+    with ThreadPoolExecutor(16) as pool:
+        assert all(pool.map(ask, range(48)))
+
+
+def wait_until_idle(server: Running) -> None:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        health = server.health()
+        if not health["active"] and not health["waiting"]:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"slots are still taken: {health}")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_clients_that_vanish_free_their_slots(server: Running, stream: bool) -> None:
+    body = json.dumps(say("hello", max_tokens=100, stream=stream)).encode()
+    for _ in range(8):  # twice as many as there are slots
+        with socket.create_connection(server.socket.getsockname()) as raw:
+            raw.sendall(f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                        f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            if stream:
+                raw.recv(64)
+    wait_until_idle(server)
+    assert httpx.post(server.url + CHAT, json=say("hello"), timeout=60).status_code == 200
+
+
+def test_too_many_wait_and_a_stopped_server_says_so() -> None:
+    running = Running(build(rows=1, most_waiting=2))
+    try:
+        body = say("hello", max_tokens=100)
+        with ThreadPoolExecutor(12) as pool:
+            found = list(pool.map(
+                lambda _: httpx.post(running.url + CHAT, json=body, timeout=120).status_code,
+                range(12)))
+        assert set(found) == {200, 503} and found.count(200) >= 2
+        with httpx.stream("POST", running.url + CHAT, timeout=60,
+                          json=say("hello", max_tokens=100, stream=True)) as response:
+            lines = response.iter_lines()
+            next(lines)
+            running.server.should_exit = True
+            rest = [line for line in lines if line.startswith("data: ")]
+        assert rest
+    finally:
+        running.stop()
+    assert not running.served.host.healthy
