@@ -48,8 +48,8 @@ class CompiledFunction:
         tensors: list[Tensor] = []
         spec = flatten((args, kwargs), tensors)
         key = (key_of(spec), tuple([(t._node.shape, t._node.dtype, t._leaf) for t in tensors]),
-               STATE.grad_enabled, MODES.inference, MODES.device, get_default_dtype(),
-               get_num_threads())
+               STATE.grad_enabled, MODES.inference, MODES.device, MODES.autocast,
+               get_default_dtype(), get_num_threads())
         known = self._traces.setdefault(key, [])
         for found in known:
             if found.holds():
