@@ -1,0 +1,102 @@
+"""Slow paths, found and named: nothing slow happens in silence. Surface.
+
+The one idea: each rule looks at one kernel (or program) and says in a sentence what is slow and
+what to do about it; tables and pages show these sentences in red. A rule that would cry at every
+program is worse than none, so rules that depend on the time ask for a share of it first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from gossamer.insight.cost import gathers
+from gossamer.insight.view import KernelRecord, Line, ProgramView
+from gossamer.ir.loop import Val
+from gossamer.ir.node import Node, user_line
+
+__all__ = ["find_problems", "find_program_problems"]
+
+SLOW_ROOF, SLOW_SHARE = 0.10, 0.05  # below this fraction of the roofline, above this share of time
+NOTABLE_SHARE = 0.01  # smaller kernels are not worth a sentence
+FEW_BYTES = 1 << 14  # a kernel on less than this takes what a call costs, whatever it does
+_VECTOR = re.compile(r"<\d+ x (?:float|double|half|bfloat|i\d+)>")
+
+
+def find_problems(views: Sequence[ProgramView]) -> list[str]:
+    """Note the problems of every kernel in its record; returns those of whole programs.
+
+    Kernels must have their share of the time and their roofline already.
+    """
+    for view in views:
+        for k in view.kernels:
+            k.problems = [p for rule in _RULES if (p := rule(k)) is not None]
+    return [p for view in views for p in find_program_problems(view)]
+
+
+def find_program_problems(view: ProgramView) -> list[str]:
+    """What is slow about a program as a whole."""
+    found = []
+    if view.uncompiled:
+        found.append(f"{view.name} runs uncompiled: {view.uncompiled}")
+    members = [m for k in view.kernels if k.cluster is not None for m in k.cluster.members]
+    wide = [m for m in members if m.dtype.name == "float64" and m.size > 1]
+    narrow = [m for m in members if m.dtype.name == "float32" and m.size > 1]
+    if wide and narrow and len(narrow) >= len(wide):
+        lines = ", ".join(dict.fromkeys(Line(*user_line(m)).short for m in wide[:4]))
+        found.append(f"{len(wide)} float64 operations in a float32 program ({lines}): half the "
+                     "speed and twice the bytes; make the constant or array float32")
+    return found
+
+
+def _far_from_roof(k: KernelRecord) -> str | None:
+    if k.share > SLOW_SHARE and k.roofline < SLOW_ROOF and k.work.nbytes > FEW_BYTES:
+        return (f"{k.roofline:.0%} of the roofline with {k.share:.0%} of the time: this kernel "
+                "should be faster; report it with this page")
+    return None
+
+
+def _scalar(k: KernelRecord) -> str | None:
+    if k.share < NOTABLE_SHARE or k.work.nbytes <= FEW_BYTES:
+        return None
+    if any(_VECTOR.search(s.text) for s in k.sources):
+        return None
+    return ("scalar code: no vector instructions, so about a tenth of the speed; an axis of "
+            "extent 1 or a stride in the innermost loop prevents them")
+
+
+def _gathers(k: KernelRecord) -> str | None:
+    if k.kernel is None or k.share < NOTABLE_SHARE:
+        return None
+    inner = [v for v in gathers(k.kernel) if _per_element(v, k)]
+    if not inner:
+        return None
+    return (f"{len(inner)} loads in the inner loop go where an index says (a gather, about one "
+            "element a cycle); index whole rows, or gather once and keep the result")
+
+
+def _per_element(load: Val, k: KernelRecord) -> bool:
+    """Whether a gather's innermost step is itself read from data: no run of neighbours."""
+    assert k.kernel is not None
+    index = load.data[1]
+    axes = [*k.kernel.kept, *k.kernel.reduced]
+    own = {getattr(atom, "name", None) for atom in index.terms}
+    return bool(axes) and not any(a.name in own and a.extent > 1 for a in axes)
+
+
+def _copies(k: KernelRecord) -> str | None:
+    if k.cluster is None or k.share < NOTABLE_SHARE:
+        return None
+    found = [m for m in k.cluster.members
+             if m.op.name == "cast" and m.dtype is m.inputs[0].dtype and _is_view(m.inputs[0])]
+    if not found or len(found) < len(k.cluster.members):
+        return None
+    return (f"a copy made for its layout ({found[0].size * found[0].dtype.itemsize:,} bytes): the "
+            "kernel that reads it needs its elements in another order")
+
+
+def _is_view(node: Node) -> bool:
+    return node.op.kind in ("movement", "leaf")
+
+
+_RULES = (_far_from_roof, _scalar, _gathers, _copies)
