@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from gossamer.core.dtype import bool_, int64
+from gossamer.core.dtype import bfloat16, bool_, float16, float32, int64
 from gossamer.core.shape import size_of
 from gossamer.ir.node import Node
 from gossamer.ir.op import IOTA, Op, Sample, constant
 from gossamer.ops.composite import composite
 from gossamer.ops.contraction import dot_general
-from gossamer.ops.elementwise import eq, where
+from gossamer.ops.elementwise import cast, eq, where
 from gossamer.ops.movement import flip, pad, permute, reshape, slice_, unwindows, windows
 from gossamer.ops.reduction import argmax, broadcast, reduce_max, reduce_sum
 from gossamer.ops.rules import Type, dtype_error, shape_error
@@ -109,14 +109,19 @@ def _input_windows(x: Node, kernel: Ints, stride: Ints, low: Ints, high: Ints, i
 
 def _conv(x: Node, w: Node, *, stride: Ints, low: Ints, high: Ints, interior: Ints, dilation: Ints,
           groups: int) -> Node:
+    """Batched over images as well as groups, with one weight for all images: so the product's
+    order is that of the result, and what follows is its epilogue."""
     rank, kernel = len(stride), w.shape[2:]
+    if x.dtype in (float16, bfloat16):  # products of these are float32 inside: convert them once
+        wide = _conv(cast(x, dtype=float32), cast(w, dtype=float32), stride=stride, low=low,
+                     high=high, interior=interior, dilation=dilation, groups=groups)
+        return cast(wide, dtype=x.dtype)
     seen = _input_windows(x, kernel, stride, low, high, interior, dilation, groups)
-    outputs = w.shape[0] // groups
-    weight = reshape(w, shape=(groups, outputs, *w.shape[1:]))
+    weight = reshape(w, shape=(groups, w.shape[0] // groups, *w.shape[1:]))
+    weight = broadcast(weight, shape=(x.shape[0], *weight.shape), axes=(0,))
     inner = (2, *range(3 + rank, 3 + 2 * rank))
-    y = dot_general(weight, seen, a_batch=(0,), a_contract=tuple(range(2, 3 + rank)), b_batch=(1,),
-                    b_contract=inner)  # (G, O/G, N, O1..)
-    y = permute(y, axes=(2, 0, 1, *range(3, 3 + rank)))
+    y = dot_general(weight, seen, a_batch=(0, 1), a_contract=tuple(range(3, 4 + rank)),
+                    b_batch=(0, 1), b_contract=inner)  # (N, G, O/G, O1..)
     return reshape(y, shape=(x.shape[0], w.shape[0], *y.shape[3:]))
 
 

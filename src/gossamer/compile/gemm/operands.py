@@ -55,11 +55,13 @@ class Packed:
 
     Args:
         context: words of the block that `ctx` points to.
+        step: k0 and kc of every call are multiples of it; it divides the product's K.
     """
 
     callback: KernelSource
     context: tuple[Word, ...]
     along: str = "r"
+    step: int = 1
 
     @property
     def reads(self) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ it is summed.
 from __future__ import annotations
 
 from dataclasses import replace
+from math import lcm
 
 from gossamer.compile.calls import Address, BufferRef, Call, KernelSource, Scratch
 from gossamer.compile.gemm.core import core_source
@@ -33,8 +34,7 @@ _CHUNK = 200_000  # multiply-adds that a worker claims at once, when items are s
 
 
 def gemm(batch: tuple[int, int], m: int, n: int, k: int, dtype: DType, a: Operand | Packed,
-         b: Operand | Packed, out: Output | Epilogue, target: Target,
-         tile: Tile | None = None) -> list[Call]:
+         b: Operand | Packed, out: Output | Epilogue, target: Target) -> list[Call]:
     """Calls that compute C[b0, b1, i, j] = sum over k of A[b0, b1, i, k] B[b0, b1, k, j].
 
     Args:
@@ -44,7 +44,6 @@ def gemm(batch: tuple[int, int], m: int, n: int, k: int, dtype: DType, a: Operan
         a, b: operands; strides of A are (b0, b1, m, k), of B (b0, b1, k, n).
         out: C in memory, or the consumer of its blocks.
         target: the CPU.
-        tile: of the micro-kernel, if not that of the dtype.
 
     Returns:
         Calls to run in order; none if C is empty.
@@ -56,8 +55,8 @@ def gemm(batch: tuple[int, int], m: int, n: int, k: int, dtype: DType, a: Operan
     if isinstance(b, Operand):
         b0, b1, row, column = b.strides
         b = replace(b, strides=(b0, b1, column, row))
-    tile = tile or tile_for(dtype, target)
-    p = normal_form(Problem(batch, m, n, k, a, b, out, pairs=tile.pairs), tile)
+    tile = tile_for(dtype, target)
+    p = normal_form(Problem(batch, m, n, k, a, b, out), tile)
     part_k = _part_of_k(p, tile)
     if part_k >= p.k:
         return [_product(p, part_k, tile, target, {})]
@@ -89,7 +88,13 @@ def _part_of_k(p: Problem, tile: Tile) -> int:
     items = p.batches * _ceil(p.m, rows) * _ceil(p.n, columns)
     least = _PART_K * (4 if p.is_thin else 1)
     parts = min(_PARTS // items, p.k // least)
-    return _ceil(p.k, parts) if parts > 1 else max(p.k, 1)
+    step = _step(p)
+    return _ceil(_ceil(p.k, parts), step) * step if parts > 1 else max(p.k, 1)
+
+
+def _step(p: Problem) -> int:
+    """What K may be cut into multiples of."""
+    return lcm(*(x.step for x in (p.a, p.b) if isinstance(x, Packed)))
 
 
 def _product_in_parts(p: Problem, part_k: int, tile: Tile, target: Target) -> list[Call]:
@@ -127,7 +132,7 @@ def _blocks(p: Problem, part_k: int, tile: Tile, target: Target) -> Blocks:
     as A). If all of K does not fit there for eight panels of columns, K becomes the outer loop.
     """
     size, width = tile.nbytes, tile.columns
-    kc = _even(part_k, _KC, 1)
+    kc = _even(part_k, _KC, _step(p))
     mc = _even(p.m, target.l2 // 2 // (kc * size), tile.rows)
     budget = 2 * target.l2 // size
     ko, columns = part_k, budget // part_k

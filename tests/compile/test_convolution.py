@@ -1,0 +1,210 @@
+"""Convolutions and pooling against PyTorch: values and gradients, compiled and not, every shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gossamer as gs
+from gossamer.ir.node import Node
+
+torch = pytest.importorskip("torch")
+F, T = gs.nn.functional, torch.nn.functional
+
+
+@dataclass(frozen=True)
+class Case:
+    """A convolution of an image x (N, C, ...) with a weight w (O, C / groups, ...)."""
+
+    x: tuple[int, ...]
+    w: tuple[int, ...]
+    stride: int | tuple[int, ...] = 1
+    padding: int | tuple[int, ...] = 0
+    dilation: int | tuple[int, ...] = 1
+    groups: int = 1
+
+
+CASES = {
+    "plain": Case((2, 3, 8, 9), (4, 3, 3, 3)),
+    "padded": Case((2, 3, 8, 9), (4, 3, 3, 3), padding=1),
+    "one channel": Case((2, 1, 28, 28), (32, 1, 3, 3)),
+    "wide": Case((3, 32, 14, 14), (64, 32, 3, 3), padding=1),
+    "stride, groups": Case((2, 4, 11, 9), (6, 2, 3, 3), stride=2, padding=1, groups=2),
+    "depthwise": Case((3, 4, 11, 13), (8, 1, 3, 3), padding=1, groups=4),
+    "depthwise, stride": Case((3, 6, 9, 33), (6, 1, 3, 3), stride=(1, 2), padding=1, groups=6),
+    "dilated": Case((4, 8, 12, 12), (16, 8, 3, 3), padding=2, dilation=2),
+    "7 x 7": Case((2, 3, 20, 21), (5, 3, 7, 7), stride=2, padding=3),
+    "11 x 11": Case((2, 1, 30, 30), (1, 1, 11, 11), padding=5),
+    "1 x 1": Case((2, 3, 20, 21), (5, 3, 1, 1)),
+    "small images": Case((5, 16, 4, 4), (32, 16, 3, 3), padding=1),
+    "small images, 1 x 1": Case((5, 16, 4, 4), (32, 16, 1, 1), stride=2),
+    "odd": Case((3, 5, 17, 40), (7, 5, 2, 5), stride=(2, 3), padding=(1, 2), dilation=(1, 2)),
+    "one window": Case((7, 16, 6, 6), (20, 16, 6, 6)),
+    "one image, one window": Case((1, 16, 6, 6), (20, 16, 6, 6)),
+    "one axis": Case((3, 4, 50), (6, 4, 5), stride=2, padding=3),
+    "three axes": Case((2, 2, 5, 6, 7), (3, 2, 2, 3, 2), padding=(0, 1, 1)),
+}
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = gs.get_num_threads()
+    gs.set_num_threads(request.param)
+    yield request.param
+    gs.set_num_threads(before)
+
+
+def arrays(case: Case, dtype: Any) -> tuple[np.ndarray, ...]:
+    rng = np.random.default_rng(0)
+    return tuple(rng.normal(size=s).astype(dtype) for s in (case.x, case.w, case.w[:1]))
+
+
+def theirs(case: Case, x: Any, w: Any, b: Any) -> Any:
+    conv = (T.conv1d, T.conv2d, T.conv3d)[len(case.x) - 3]
+    return torch.relu(conv(x, w, b, case.stride, case.padding, case.dilation, case.groups))
+
+
+def ours(case: Case, x: gs.Tensor, w: gs.Tensor, b: gs.Tensor) -> gs.Tensor:
+    conv = (F.conv1d, F.conv2d, F.conv3d)[len(case.x) - 3]
+    return F.relu(conv(x, w, b, case.stride, case.padding, case.dilation, case.groups))
+
+
+def step(case: Case) -> Any:
+    """(x, w, b, g) -> (y, dx, dw, db)."""
+    def run(x: gs.Tensor, w: gs.Tensor, b: gs.Tensor, g: gs.Tensor) -> tuple[gs.Tensor, ...]:
+        y = ours(case, x, w, b)
+        return (y.detach(), *gs.autograd.grad((y * g).sum(), (x, w, b)))
+    return run
+
+
+def close(found: gs.Tensor, wanted: Any, tolerance: float) -> None:
+    """Equal up to `tolerance` times the largest value."""
+    a, b = found.detach().float().numpy(), wanted.detach().float().numpy()
+    assert a.shape == b.shape
+    assert np.abs(a - b).max() <= tolerance * max(1, np.abs(b).max())
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 2e-5), (np.float64, 1e-12)],
+                         ids=["float32", "float64"])
+@pytest.mark.parametrize("name", CASES)
+def test_values_and_gradients(name: str, dtype: Any, tolerance: float, compiled: bool) -> None:
+    case = CASES[name]
+    given = arrays(case, dtype)
+    their = [torch.tensor(v, requires_grad=True) for v in given]
+    y = theirs(case, *their)
+    g = np.random.default_rng(1).normal(size=y.shape).astype(dtype)
+    (y * torch.tensor(g)).sum().backward()
+    run = gs.compile(step(case)) if compiled else step(case)
+    found = run(*(gs.tensor(v, requires_grad=True) for v in given), gs.tensor(g))
+    for mine, wanted in zip(found, (y, *(v.grad for v in their)), strict=True):
+        close(mine, wanted, tolerance)
+
+
+@pytest.mark.parametrize("name", ["wide", "stride, groups", "small images, 1 x 1"])
+def test_bfloat16_accumulates_in_float32(name: str) -> None:
+    case = CASES[name]
+    given = [torch.tensor(v).bfloat16() for v in arrays(case, np.float32)]
+    wanted = theirs(case, *(v.float() for v in given))
+    x, w, b = (gs.tensor(v.float().numpy()).bfloat16() for v in given)
+    found = gs.compile(lambda x, w, b: ours(case, x, w, b))(x, w, b)
+    assert found.dtype is gs.bfloat16
+    close(found, wanted, 1e-2)
+
+
+def test_threads_do_not_change_a_bit(threads: int) -> None:
+    case = Case((16, 8, 30, 30), (32, 8, 3, 3), padding=1)
+    x, w, b = arrays(case, np.float32)
+    g = np.random.default_rng(1).normal(size=(16, 32, 30, 30)).astype(np.float32)
+    given = [gs.tensor(v, requires_grad=True) for v in (x, w, b)]
+    found = gs.compile(step(case))(*given, gs.tensor(g))
+    seen = _BITS.setdefault("conv", [v.numpy().copy() for v in found])
+    for mine, before in zip(found, seen, strict=True):
+        np.testing.assert_array_equal(mine.numpy(), before, strict=True)
+
+
+_BITS: dict[str, list[np.ndarray]] = {}  # of the first thread count, which the second must repeat
+
+
+def compiled_buffers(fn: Any, *args: gs.Tensor) -> int:
+    """Bytes of everything that a compiled function computes."""
+    run = gs.compile(fn)
+    run(*args)
+    program, = run.programs()
+    return sum(program.compiled.sizes.values())
+
+
+def test_windows_are_not_unfolded_in_memory() -> None:
+    case = CASES["wide"]
+    x, w, b = (gs.tensor(v) for v in arrays(case, np.float32))
+    y = ours(case, x, w, b)
+    assert compiled_buffers(lambda x, w, b: ours(case, x, w, b), x, w, b) == 4 * y.numel()
+
+
+def test_windows_are_not_unfolded_for_gradients() -> None:
+    case = CASES["wide"]
+    x, w, b = (gs.tensor(v, requires_grad=True) for v in arrays(case, np.float32))
+    g = gs.ones(*ours(case, x, w, b).shape)
+    size = sum(v.numel() for v in (x, w, b, g))
+    assert compiled_buffers(step(case), x, w, b, g) <= 4 * 3 * size
+
+
+def test_a_weight_is_not_repeated_for_each_image() -> None:
+    x, w = gs.randn(32, 64, 4, 4), gs.randn(64, 64, 3, 3, requires_grad=True)
+
+    def grad(x: gs.Tensor) -> gs.Tensor:
+        return gs.autograd.grad(F.conv2d(x, w, padding=1).sum(), x)[0]
+
+    x.requires_grad_()
+    assert compiled_buffers(grad, x) < 4 * 3 * (x.numel() + w.numel())
+
+
+def pool_cases() -> list[tuple[Any, ...]]:
+    return [((2, 3, 8, 8), 2, None, 0, 1), ((2, 3, 9, 7), 2, 2, 0, 1), ((2, 3, 9, 9), 3, 2, 1, 1),
+            ((1, 2, 12, 10), (3, 2), (1, 2), (1, 0), (1, 2)), ((2, 3, 6, 6), 3, None, 0, 1),
+            ((2, 4, 5, 32), (2, 4), None, 0, 1), ((1, 1, 7, 7), 2, 3, 0, 1)]
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("case", pool_cases(), ids=str)
+def test_max_pool_gives_the_gradient_to_the_first_largest(case: Any, compiled: bool) -> None:
+    shape, kernel, stride, padding, dilation = case
+    x = np.random.default_rng(0).integers(0, 4, size=shape).astype(np.float32)  # many ties
+    x[0, 0, 1, 1] = np.nan
+    their = torch.tensor(x, requires_grad=True)
+    y = T.max_pool2d(their, kernel, stride, padding, dilation)
+    g = np.random.default_rng(1).normal(size=y.shape).astype(np.float32)
+    y.backward(torch.tensor(g))
+
+    def run(x: gs.Tensor, g: gs.Tensor) -> tuple[gs.Tensor, gs.Tensor]:
+        y = F.max_pool2d(x, kernel, stride, padding, dilation)
+        return y.detach(), gs.autograd.grad(y, x, g)[0]
+
+    run = gs.compile(run) if compiled else run
+    found, dx = run(gs.tensor(x, requires_grad=True), gs.tensor(g))
+    np.testing.assert_array_equal(found.numpy(), y.detach().numpy())
+    np.testing.assert_allclose(dx.numpy(), their.grad.numpy(), rtol=1e-6)
+
+
+def test_a_concatenated_image_is_convolved() -> None:
+    """Several leaves under one operand: windows of a concatenation."""
+    a, b, w = gs.randn(2, 3, 9, 9), gs.randn(2, 2, 9, 9), gs.randn(4, 5, 3, 3)
+    found = gs.compile(lambda a, b, w: F.conv2d(gs.cat([a, b], 1), w, padding=1))(a, b, w)
+    wanted = T.conv2d(torch.cat([torch.tensor(a.numpy()), torch.tensor(b.numpy())], 1),
+                      torch.tensor(w.numpy()), padding=1)
+    close(found, wanted, 1e-5)
+
+
+def test_the_epilogue_is_fused() -> None:
+    """Bias and activation cost no kernel of their own."""
+    case = CASES["plain"]
+    run = gs.compile(lambda x, w, b: ours(case, x, w, b))
+    run(*(gs.tensor(v) for v in arrays(case, np.float32)))
+    program, = run.programs()
+    assert len(program.compiled.calls) == 1
+    assert isinstance(program.compiled.owners[0].members[0], Node)
+    assert len(program.compiled.owners[0].members) > 1
