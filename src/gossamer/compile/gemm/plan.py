@@ -34,7 +34,8 @@ _CHUNK = 200_000  # multiply-adds that a worker claims at once, when items are s
 
 
 def gemm(batch: tuple[int, int], m: int, n: int, k: int, dtype: DType, a: Operand | Packed,
-         b: Operand | Packed, out: Output | Epilogue, target: Target) -> list[Call]:
+         b: Operand | Packed, out: Output | Epilogue, target: Target,
+         tile: Tile | None = None) -> list[Call]:
     """Calls that compute C[b0, b1, i, j] = sum over k of A[b0, b1, i, k] B[b0, b1, k, j].
 
     Args:
@@ -44,6 +45,7 @@ def gemm(batch: tuple[int, int], m: int, n: int, k: int, dtype: DType, a: Operan
         a, b: operands; strides of A are (b0, b1, m, k), of B (b0, b1, k, n).
         out: C in memory, or the consumer of its blocks.
         target: the CPU.
+        tile: of the micro-kernel, if not that of the dtype.
 
     Returns:
         Calls to run in order; none if C is empty.
@@ -55,8 +57,8 @@ def gemm(batch: tuple[int, int], m: int, n: int, k: int, dtype: DType, a: Operan
     if isinstance(b, Operand):
         b0, b1, row, column = b.strides
         b = replace(b, strides=(b0, b1, column, row))
-    tile = tile_for(dtype, target)
-    p = normal_form(Problem(batch, m, n, k, a, b, out), tile)
+    tile = tile or tile_for(dtype, target)
+    p = normal_form(Problem(batch, m, n, k, a, b, out, pairs=tile.pairs), tile)
     part_k = _part_of_k(p, tile)
     if part_k >= p.k:
         return [_product(p, part_k, tile, target, {})]
