@@ -8,14 +8,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
 from gossamer import cli
 from gossamer.chat.engine import Request, Token
+from gossamer.chat.interrupt import Terminated, command
 from gossamer.chat.speedrun import SpeedrunOptions, speedrun
-from gossamer.chat.terminal import ChatSession, run_chat
+from gossamer.chat.terminal import ChatSession, run_chat, wrap_words
 from gossamer.chat.text import TextStream
 from gossamer.chat.tokenizer import Tokenizer
+from gossamer.cli import app
 
 TOKENIZER = Tokenizer.train(["hello there, how are you? Spell cat: c-a-t"] * 9, 290)
 
@@ -125,6 +128,63 @@ def test_ctrl_c_ends_the_reply_not_the_chat() -> None:
     assert [m["role"] for m in talk.messages] == ["user", "assistant"] * 2
 
 
+def test_control_characters_are_spelled_out() -> None:
+    talk, _ = session("red \x1b[31m\x07 \x9b")
+    assert r"bot > red \x1b[31m\x07 \x9b" in chat(talk, ["hi"])
+
+
+def test_bytes_that_are_no_text_are_answered_or_asked_again() -> None:
+    """In the C locale they come as half surrogate pairs, in UTF-8 as an error."""
+    talk, parrot = session("hello")
+    lines = iter(["a\udcff", None, "b"])
+
+    def read(prompt: str) -> str:
+        line = next(lines, "/quit")
+        if line is None:
+            raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+        return line
+
+    out = io.StringIO()
+    run_chat(talk, Console(file=out, width=200), read)
+    assert "type it again" in out.getvalue() and out.getvalue().count("bot > hello") == 2
+    assert "a\ufffd" in parrot.prompts[0]
+
+
+def test_a_kill_ends_the_whole_chat() -> None:
+    talk, parrot = session("hello")
+
+    def killed(request: Request) -> Iterator[Token]:
+        raise Terminated
+        yield
+
+    parrot.generate = killed  # type: ignore[method-assign]
+    with pytest.raises(Terminated):
+        chat(talk, ["hi", "again"])
+
+
+@pytest.mark.parametrize("width", [20, 33, 80])
+def test_long_replies_break_between_words(width: int) -> None:
+    text = "the quick brown fox, 日本語, jumps\nover the lazy dog again and again. " * 3
+    pieces = [text[i : i + 3] for i in range(0, len(text), 3)]
+    lines = ("bot > " + "".join(wrap_words(pieces, width, 6))).split("\n")
+    assert all(cell_len(line) <= width for line in lines)
+    assert "".join(lines).replace("bot > ", "").replace(" ", "") == "".join(text.split())
+
+
+def test_words_come_as_they_are_ready() -> None:
+    seen: list[str] = []
+
+    def pieces() -> Iterator[str]:
+        for piece in ("one t", "wo ", "three"):
+            seen.append(piece)
+            yield piece
+
+    words = wrap_words(pieces(), 80, 0)
+    assert next(words) == "one" and seen == ["one t"]
+    assert next(words) == " two" and seen == ["one t", "wo "]
+    assert list(words) == [" three"]
+
+
 # The command line ---------------------------------------------------------------------------
 
 
@@ -154,7 +214,8 @@ def test_chat_without_a_model_says_which_command_makes_one(
 
 @pytest.mark.parametrize("arguments", [("speedrun", "--resume", "nobody"),
                                        ("chat", "nobody"),
-                                       ("speedrun", "--optimizer", "sgd")])
+                                       ("speedrun", "--resume"),
+                                       ("speedrun", "--name", "../other")])
 def test_mistakes_are_one_line_and_status_one(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path,
     arguments: tuple[str, ...],
@@ -165,9 +226,52 @@ def test_mistakes_are_one_line_and_status_one(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_bad_arguments_are_usage_errors(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run_cli(monkeypatch, "speedrun", "--minutes", "soon") == 2
-    assert run_cli(monkeypatch, "speedrun", "--minutes", "-1") == 2
+@pytest.mark.parametrize("arguments", [
+    "--minutes soon", "--minutes -1", "--minutes 0", "--minutes inf", "--minutes nan",
+    "--optimizer sgd", "--depth 1000000", "--questions 0", "--seed x"])
+def test_bad_arguments_are_usage_errors(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: str
+) -> None:
+    assert run_cli(monkeypatch, "speedrun", *arguments.split()) == 2
+    assert f"'{arguments.split()[0]}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["", "speedrun", "chat"])
+def test_help_shows_defaults_and_no_markup(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    assert run_cli(monkeypatch, *command.split(), "--help") == 0
+    text = capsys.readouterr().out
+    assert "Usage:" in text and " ." not in text
+    if command:
+        assert "newest" in text and "[default: runs]" in text
+
+
+@pytest.mark.parametrize(("given", "taken"), [
+    (["speedrun", "--resume"], ["speedrun", "--resume", ""]),
+    (["speedrun", "--resume", "--no-chat"], ["speedrun", "--resume", "", "--no-chat"]),
+    (["speedrun", "--resume", "mine"], ["speedrun", "--resume", "mine"]),
+    (["speedrun", "--resume=mine"], ["speedrun", "--resume=mine"]),
+])
+def test_resume_needs_no_name(given: list[str], taken: list[str]) -> None:
+    assert app._name_the_newest(given) == taken
+
+
+def test_the_command_is_named_as_it_is_found(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """On the search path `gossamer`, in a checkout's environment its path, else the module."""
+    folder = tmp_path / ".venv" / "bin"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(folder / "python"))
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert command("chat x") == "`python -m gossamer chat x`"
+    (folder / "gossamer").write_text("#!/bin/sh\n")
+    (folder / "gossamer").chmod(0o755)
+    assert command("chat x") == "`.venv/bin/gossamer chat x`"
+    monkeypatch.setenv("PATH", str(folder))
+    assert command("chat x") == "`gossamer chat x`"
 
 
 @pytest.mark.parametrize("package", ["typer", "rich", "tokenizers", "matplotlib"])
@@ -202,5 +306,5 @@ def test_speedrun_from_nothing_to_a_report(tmp_path: Path) -> None:
         console=Console(file=out, width=200),
     )
     assert resumed == folder  # nothing was left to train: tested and reported again
-    with pytest.raises(FileExistsError, match="--resume speedrun"):
+    with pytest.raises(FileExistsError, match="--resume .*speedrun"):
         speedrun(SpeedrunOptions(name="speedrun", root=tmp_path), chat=False)

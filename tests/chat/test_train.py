@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -17,17 +18,12 @@ from gossamer.chat.checkpoint import checkpoints_of, find_run, latest, load_mode
 from gossamer.chat.curriculum import Curriculum, tokenizer_corpus
 from gossamer.chat.engine import Engine, Request
 from gossamer.chat.evaluate import Score, evaluate, mean_score, question_set, replies_match
+from gossamer.chat.interrupt import Interrupted, only_writer
 from gossamer.chat.progress import Display, StepInfo
 from gossamer.chat.schedule import Schedule
 from gossamer.chat.tasks import TASKS
 from gossamer.chat.tokenizer import Tokenizer
-from gossamer.chat.train import (
-    Interrupted,
-    Trainer,
-    TrainingDiverged,
-    TrainSettings,
-    build_optimizers,
-)
+from gossamer.chat.train import Trainer, TrainingDiverged, TrainSettings, build_optimizers
 from gossamer.core.errors import CheckpointError
 from gossamer.models.gpt import GPT, GPTConfig
 
@@ -136,21 +132,42 @@ def test_learning_rate_reaches_the_optimizers(tokenizer: Tokenizer, tmp_path: Pa
     assert last == pytest.approx(0.02 * 0.5 * (1 - progress) / 0.5)
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    before = signal.getsignal(signal.SIGINT)  # ignored, where the tests run in the background
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_told_to_stop_it_saves_and_says_how_to_go_on(
+    tokenizer: Tokenizer, tmp_path: Path, number: signal.Signals
+) -> None:
+    before = signal.signal(number, signal.default_int_handler)  # ignored in the background
     trainer = make_trainer(tokenizer, tmp_path / "mine")
     seen = trainer.display.step
 
     def press(info: StepInfo) -> None:
         seen(info)
         if info.step == 3:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
 
     trainer.display.step = press  # type: ignore[method-assign]
-    with pytest.raises(Interrupted, match="--resume mine"):
-        trainer.run()
+    try:
+        with pytest.raises(Interrupted, match="--resume .*mine"):
+            trainer.run()
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(number, before)
     assert load_model(newest(tmp_path / "mine")).state["step"] in (3, 4)
-    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_told_twice_it_stops_at_once(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    trainer = make_trainer(tokenizer, tmp_path)
+    trainer._told_to_stop(signal.SIGINT, None)
+    with pytest.raises(KeyboardInterrupt):
+        trainer._told_to_stop(signal.SIGINT, None)
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
+    other = only_writer(tmp_path)
+    with only_writer(tmp_path), pytest.raises(CheckpointError, match="another process"):
+        other.__enter__()
+    with only_writer(tmp_path):  # free again
+        pass
 
 
 def test_a_nan_loss_stops_with_what_to_try(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -236,7 +253,7 @@ def test_checkpoint_is_self_describing(run_folder: Path) -> None:
     folder = newest(run_folder)
     assert {p.name for p in folder.iterdir()} == {
         "config.json", "tokenizer.json", "model.safetensors", "optimizer.safetensors",
-        "state.json"}
+        "state.json", "SHA256SUMS"}
     assert load_model(folder).model.config.n_embd == 16
 
 
@@ -252,7 +269,7 @@ def test_only_the_newest_two_are_kept(run_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors",
-                                  "state.json"])
+                                  "state.json", "optimizer.safetensors", "SHA256SUMS"])
 @pytest.mark.parametrize("harm", ["missing", "truncated", "garbage"])
 def test_damaged_checkpoints_are_named(run_folder: Path, name: str, harm: str) -> None:
     path = newest(run_folder) / name
@@ -265,16 +282,102 @@ def test_damaged_checkpoints_are_named(run_folder: Path, name: str, harm: str) -
         load_model(newest(run_folder))
 
 
+def seal(folder: Path) -> None:
+    """Write the sums anew, as one would who puts files of two runs together."""
+    names = sorted(p.name for p in folder.iterdir() if p.name != "SHA256SUMS")
+    (folder / "SHA256SUMS").write_text(
+        "".join(f"{hashlib.sha256((folder / n).read_bytes()).hexdigest()}  {n}\n" for n in names))
+
+
 def test_other_formats_are_refused(run_folder: Path) -> None:
     path = newest(run_folder) / "config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps({**config, "format": 99}))
-    with pytest.raises(CheckpointError, match="format 99"):
+    with pytest.raises(CheckpointError, match=r"newer gossamer \(format 99\)"):
+        load_model(newest(run_folder))
+    path.write_text(json.dumps({**config, "format": 1}))
+    with pytest.raises(CheckpointError, match="the version that wrote it"):
         load_model(newest(run_folder))
     config["config"]["n_embd"] = 32
     path.write_text(json.dumps(config))
+    seal(path.parent)
     with pytest.raises(CheckpointError, match="from one run"):
         load_model(newest(run_folder))
+
+
+def test_the_tokenizer_of_another_run_is_refused(run_folder: Path) -> None:
+    folder = newest(run_folder)
+    Tokenizer.train(["other"], 270).save(folder / "tokenizer.json")
+    with pytest.raises(CheckpointError, match="not what was saved"):
+        load_model(folder)
+    seal(folder)
+    with pytest.raises(CheckpointError, match="tokens, the model knows 320"):
+        load_model(folder)
+
+
+def test_a_flipped_bit_in_a_weight_is_found(run_folder: Path) -> None:
+    path = newest(run_folder) / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: its content is not"):
+        load_model(path.parent)
+
+
+def test_a_damaged_checkpoint_names_the_one_before(run_folder: Path) -> None:
+    checkpoint = load_model(newest(run_folder))
+    save(run_folder / "checkpoints", checkpoint.model, checkpoint.tokenizer,
+         build_optimizers(checkpoint.model, SETTINGS), {"step": 5})
+    (newest(run_folder) / "state.json").unlink()
+    with pytest.raises(CheckpointError, match="Delete .*step-000005; .* step-000002, is used"):
+        load_model(newest(run_folder))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="limits of the file size are POSIX's")
+def test_a_full_disk_leaves_the_old_one(run_folder: Path) -> None:
+    """The system refuses the writes half way (RLIMIT_FSIZE), not a stand-in for it."""
+    resource = pytest.importorskip("resource")
+    checkpoint = load_model(newest(run_folder))
+    optimizers = build_optimizers(checkpoint.model, SETTINGS)
+    before = sorted(p.name for p in (run_folder / "checkpoints").iterdir())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    refused = 0
+    try:
+        for room in (0, 100, 20_000, 60_000):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+            try:
+                save(run_folder / "checkpoints", checkpoint.model, checkpoint.tokenizer,
+                     optimizers, {"step": 9})
+            except CheckpointError as error:
+                refused += "File too large" in str(error) and "stand" in str(error)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert refused == 4
+    assert sorted(p.name for p in (run_folder / "checkpoints").iterdir()) == before
+    assert load_model(newest(run_folder)).state["step"] == 2
+
+
+def test_training_goes_on_when_a_save_in_between_fails(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full at the second and third save; somebody makes room; nothing is lost."""
+    trainer = make_trainer(tokenizer, tmp_path, replace(SETTINGS, checkpoint_seconds=2, max_steps=9,
+                                                        quizzes=0))
+    good, calls = room.save_file, []
+
+    def sometimes_full(tensors: object, path: str) -> None:
+        calls.append(path)
+        if 3 <= len(calls) <= 4:
+            raise OSError(28, "No space left on device")
+        good(tensors, path)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(room, "save_file", sometimes_full)
+    trainer.run()
+    notes = [n for n in trainer.display.notes if "not saved" in n]  # type: ignore[attr-defined]
+    assert len(notes) == 2 and "No space left" in notes[0]
+    assert newest(tmp_path).name == "step-000009" and len(trainer.history.steps) == 9
 
 
 def test_a_failed_write_leaves_the_old_one(

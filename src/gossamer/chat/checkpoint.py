@@ -6,13 +6,15 @@
         model.safetensors      the weights
         optimizer.safetensors  the optimizers' state and the generator's
         state.json             step, seconds, position in the data, curves
+        SHA256SUMS             of the others, as `sha256sum --check` reads it
 
 It is written under another name, flushed and renamed, so a reader finds all of it or nothing, also
-after the power fails. The two newest are kept.
+after the power fails; the sums find what went bad later. The two newest are kept.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -21,15 +23,18 @@ from pathlib import Path
 from typing import Any
 
 import gossamer as gs
+from gossamer.chat.interrupt import command
 from gossamer.chat.tokenizer import Tokenizer
 from gossamer.core.errors import CheckpointError
 from gossamer.data import load_file, save_file
 from gossamer.models.gpt import GPT, GPTConfig
 
-__all__ = ["Checkpoint", "checkpoints_of", "find_run", "latest", "load_model", "runs_in", "save"]
+__all__ = ["Checkpoint", "checkpoints_of", "find_checkpoint", "find_run", "latest", "load_model",
+           "runs_in", "save"]
 
-FORMAT = 1
+FORMAT = 2  # 1 had no SHA256SUMS
 KEPT = 2
+_SUMS = "SHA256SUMS"
 _RNG = "rng_state"  # key of the default generator's state among the optimizer's tensors
 
 Optimizers = list[gs.optim.Optimizer]
@@ -79,6 +84,8 @@ def save(
     final = folder / f"step-{state['step']:06d}"
     partial = folder / f".partial-{os.getpid()}-{final.name}"
     try:
+        for left_behind in folder.glob(".partial-*"):  # of a process that was killed
+            shutil.rmtree(left_behind, ignore_errors=True)
         partial.mkdir(parents=True, exist_ok=True)
         config = {"format": FORMAT, "model": "gpt", "config": model.config.to_dict()}
         tensors, scalars = _split_state(optimizers)
@@ -88,18 +95,23 @@ def save(
         _write_text(partial / "state.json", json.dumps({**state, "optimizers": scalars}))
         save_file(dict(model.state_dict()), str(partial / "model.safetensors"))
         save_file(tensors, str(partial / "optimizer.safetensors"))
+        _write_text(partial / _SUMS, "".join(
+            f"{_sha256(path)}  {path.name}\n" for path in sorted(partial.iterdir())))
         for path in partial.iterdir():
             _flush(path)
         if final.exists():  # the same step again: the new one replaces it
-            shutil.rmtree(final)
+            final.rename(partial.with_suffix(".old"))
         partial.rename(final)
         _flush(folder)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
+    except (OSError, CheckpointError) as error:
+        reason = error.__cause__ if isinstance(error, CheckpointError) else error
         raise CheckpointError(
-            f"save {final}: {error}; nothing was replaced. Free space or choose another folder, "
-            "then resume from the last checkpoint."
+            f"save {final}: {reason}; the checkpoints before it stand. Make room, or make the "
+            "folder writable, and resume from the last one."
         ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # by now renamed, or of no use
+        shutil.rmtree(partial.with_suffix(".old"), ignore_errors=True)
     for old in checkpoints_of(folder)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
     return final
@@ -112,11 +124,8 @@ def load_model(folder: Path) -> Checkpoint:
         CheckpointError: a file is missing, damaged, from a newer version, or does not fit.
     """
     config = _read_json(folder / "config.json")
-    if config.get("format") != FORMAT or config.get("model") != "gpt":
-        raise CheckpointError(
-            f"load {folder}: format {config.get('format')!r}, model {config.get('model')!r}; this "
-            f"version reads format {FORMAT}, model 'gpt'. Update gossamer, or train anew."
-        )
+    _check_format(folder, config)
+    _check_sums(folder)
     known = {f.name for f in fields(GPTConfig)}
     weights = _read_tensors(folder / "model.safetensors")
     try:
@@ -129,11 +138,63 @@ def load_model(folder: Path) -> Checkpoint:
         mismatch = "; ".join(line.strip() for line in str(error).splitlines()[:2])
         raise CheckpointError(
             f"load {folder}: {mismatch}; config.json and model.safetensors must come from one run. "
-            "Use another checkpoint of the run, or train anew."
+            f"{_other_way(folder)}"
         ) from error
     model.eval()
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    if tokenizer.vocab_size != model.config.vocab_size:
+        raise CheckpointError(
+            f"load {folder}: tokenizer.json has {tokenizer.vocab_size} tokens, the model knows "
+            f"{model.config.vocab_size}; both must come from one run. {_other_way(folder)}"
+        )
     return Checkpoint(folder, model, tokenizer, _read_json(folder / "state.json"))
+
+
+def _check_format(folder: Path, config: dict[str, Any]) -> None:
+    found = config.get("format")
+    if isinstance(found, int) and found > FORMAT:
+        what = f"it was written by a newer gossamer (format {found}). Update gossamer"
+    elif found != FORMAT or config.get("model") != "gpt":
+        what = (f"format {found!r}, model {config.get('model')!r} is not what this version writes. "
+                "Use the version that wrote it, or train anew")
+    else:
+        return
+    raise CheckpointError(f"load {folder}: this version reads format {FORMAT} of model 'gpt'; "
+                          f"{what}.")
+
+
+def _check_sums(folder: Path) -> None:
+    """Compare every file with its sum: a flipped bit in a weight has no other sign."""
+    path = folder / _SUMS
+    try:
+        rows = (line.split("  ", 1) for line in path.read_text(encoding="ascii").splitlines())
+        sums = {name: digest for digest, name in rows}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"load {path}: it is missing or damaged ({error}). "
+                              f"{_other_way(folder)}") from None
+    for name in ("config.json", "model.safetensors", "optimizer.safetensors", "state.json",
+                 "tokenizer.json"):
+        try:
+            whole = sums.get(name) == _sha256(folder / name)
+        except OSError as error:
+            raise CheckpointError(f"load {folder / name}: {error.strerror}. "
+                                  f"{_other_way(folder)}") from None
+        if not whole:
+            raise CheckpointError(f"load {folder / name}: its content is not what was saved there, "
+                                  f"by {_SUMS}. {_other_way(folder)}")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _other_way(folder: Path) -> str:
+    """What to do when this checkpoint cannot be used."""
+    others = [p for p in checkpoints_of(folder.parent) if p.name < folder.name]
+    if others:
+        return f"Delete {folder}; then the one before it, {others[-1].name}, is used."
+    return "There is no other checkpoint of this run: train anew."
 
 
 def checkpoints_of(folder: Path) -> list[Path]:
@@ -166,7 +227,7 @@ def find_run(root: Path, name: str | None) -> Path:
         if not runs:
             raise CheckpointError(
                 f"no model in {root.resolve()}: none has been trained here yet. Make one with "
-                "`gossamer speedrun` (ten minutes), or name a run: `gossamer chat PATH`."
+                f"{command('speedrun')} (ten minutes), or name the folder of a run."
             )
         return runs[-1]
     for run in (root / name, Path(name)):
@@ -175,8 +236,21 @@ def find_run(root: Path, name: str | None) -> Path:
     known = ", ".join(p.name for p in runs_in(root)) or "none"
     raise CheckpointError(
         f"run {name!r}: no checkpoint in {root / name} nor in {name}; the runs here are: {known}. "
-        "Name one of them, or make one with `gossamer speedrun`."
+        f"Name one of them, or make one with {command('speedrun')}."
     )
+
+
+def find_checkpoint(root: Path, name: str | None) -> Path:
+    """The newest checkpoint of a run, or the one whose own path is given.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if name is not None and (Path(name) / "config.json").is_file():
+        return Path(name)
+    newest = latest(find_run(root, name))
+    assert newest is not None  # find_run returns only folders that have one
+    return newest
 
 
 def _split_state(optimizers: Optimizers) -> tuple[dict[str, gs.Tensor], list[dict[str, Any]]]:
@@ -228,21 +302,15 @@ def _read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"read {path}: {error}; the file is missing or damaged. Use another checkpoint of the "
-            "run (the two newest are kept), or train anew."
+            f"read {path}: {error}; the file is missing or damaged. {_other_way(path.parent)}"
         ) from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"read {path}: a JSON object is expected. Use another checkpoint.")
+        raise CheckpointError(f"read {path}: a JSON object is expected. {_other_way(path.parent)}")
     return value
 
 
 def _read_tensors(path: Path) -> dict[str, gs.Tensor]:
     try:
         return dict(load_file(str(path)))
-    except CheckpointError:
-        raise
-    except Exception as error:  # safetensors readers raise types of their own
-        raise CheckpointError(
-            f"read {path}: {error}; the file is missing or damaged. Use another checkpoint of the "
-            "run (the two newest are kept), or train anew."
-        ) from error
+    except CheckpointError as error:
+        raise CheckpointError(f"{error} {_other_way(path.parent)}") from error

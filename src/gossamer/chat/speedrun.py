@@ -8,12 +8,14 @@ needs only the name.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import count, islice
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -23,6 +25,13 @@ from gossamer.chat.checkpoint import find_run, latest, load_model
 from gossamer.chat.curriculum import Curriculum, tokenizer_corpus
 from gossamer.chat.engine import Engine
 from gossamer.chat.evaluate import Score, evaluate, mean_score, question_set
+from gossamer.chat.interrupt import (
+    Interrupted,
+    command,
+    only_writer,
+    run_name,
+    unwind_when_told,
+)
 from gossamer.chat.progress import Display, clock_text
 from gossamer.chat.report import RunFacts, write_report
 from gossamer.chat.tasks import TASKS
@@ -96,7 +105,7 @@ def speedrun(
 
     Args:
         options: of a new run; a resumed run keeps its own, except `root`.
-        resume: name of an interrupted run.
+        resume: name of an interrupted run, "" = the most recent one; None = a new run.
         chat: whether to drop into the chat at the end.
         console: where to print.
         clock: a monotonic clock; tests pass their own.
@@ -105,49 +114,87 @@ def speedrun(
         The run's folder.
 
     Raises:
-        CheckpointError: nothing to resume, or a damaged checkpoint.
-        Interrupted: Ctrl-C; the message says how to go on.
+        CheckpointError: nothing to resume, a damaged checkpoint, a run that another process has
+            in hand, or a folder that cannot be written.
+        Interrupted: told to stop; the message says what was kept and how to go on.
         TrainingDiverged: the loss became NaN or infinite.
     """
     console = console or Console()
     phases = _Phases(clock)
     if resume is None:
-        trainer, options = _begin(options, console, clock), options
+        folder, options = _new_folder(options), options
     else:
-        trainer, options = _continue(options, resume, console, clock)
+        folder = find_run(options.root, resume or None)
+        options = _saved_options(folder, options.root)
+    try:
+        with only_writer(folder), unwind_when_told():
+            return _run(folder, options, resume is not None, chat, console, phases)
+    except KeyboardInterrupt:
+        raise Interrupted(_where_it_stands(folder)) from None
+    finally:
+        _forget_if_empty(folder)
+
+
+def _run(
+    folder: Path, options: SpeedrunOptions, resumed: bool, chat: bool, console: Console,
+    phases: _Phases,
+) -> Path:
+    """Every phase in its order."""
+    begin = _continue if resumed else _begin
+    trainer = begin(folder, options, console, phases.clock)
     phases.done("data")
     before = trainer.seconds_before
-    left = clock_text(trainer.settings.seconds - before)
-    _say(console, f"{trainer.folder}: {trainer.model.count_parameters():,} parameters, {left} of "
-                  f"training on {gs.get_num_threads()} threads; Ctrl-C saves and stops")
+    left = clock_text(max(0.0, trainer.settings.seconds - before))
+    _say(console, f"{folder}: {trainer.model.count_parameters():,} parameters, {left} of training "
+                  f"on {gs.get_num_threads()} threads; Ctrl-C saves and stops")
     history = trainer.run()
     phases.done("train", before)
     questions = question_set(TASKS, options.questions, seed=options.seed)
+    _say(console, f"asking {options.questions} questions a task that it has never seen ...")
     scores = evaluate(trainer.model, trainer.tokenizer, questions)
     phases.done("evaluate")
     engine = Engine(trainer.model, rows=1)
     samples = [(text, _reply(engine, trainer.tokenizer, text)) for text in _SAMPLES]
     phases.done("samples")
     report = write_report(
-        trainer.folder, _facts(trainer, options, phases, samples), trainer.model, history, scores
+        folder, _facts(trainer, options, phases, samples), trainer.model, history, scores
     )
     phases.done("report")
     _summary(console, scores, report, phases)
-    if chat and sys.stdin.isatty():
-        run_chat(ChatSession(Engine(trainer.model, 1), trainer.tokenizer), console)
-    return trainer.folder
+    if chat and sys.stdin.isatty() and console.is_terminal:
+        run_chat(ChatSession(engine, trainer.tokenizer), console)
+    else:
+        _say(console, f"talk to it: {command(f'chat {run_name(folder)}')}")
+    return folder
+
+
+def _where_it_stands(folder: Path) -> str:
+    """What an interrupted run has kept, and the command that goes on from it."""
+    newest, name = latest(folder), run_name(folder)
+    if newest is None:
+        return ("stopped before the first checkpoint, so there is nothing to keep; begin again "
+                f"with {command('speedrun')}.")
+    return (f"stopped; the last checkpoint is {newest}. Go on from it with "
+            f"{command(f'speedrun --resume {name}')}, or talk to the model with "
+            f"{command(f'chat {name}')}.")
+
+
+def _forget_if_empty(folder: Path) -> None:
+    """Remove the folder of a run that came to nothing, so that its name is free again."""
+    if not (folder / "checkpoints").is_dir():
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Phases:
     """Seconds of each phase, under its name."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock, self._last = clock, clock()
+        self.clock, self._last = clock, clock()
         self.times: list[tuple[str, float]] = []
 
     def done(self, name: str, before: float = 0.0) -> None:
         """End a phase; `before` seconds of it were spent by an interrupted process."""
-        now = self._clock()
+        now = self.clock()
         self.times.append((name, now - self._last + before))
         self._last = now
 
@@ -157,12 +204,12 @@ class _Phases:
 
 
 def _begin(
-    options: SpeedrunOptions, console: Console, clock: Callable[[], float],
+    folder: Path, options: SpeedrunOptions, console: Console, clock: Callable[[], float],
 ) -> Trainer:
-    """A new run: its folder, tokenizer and model; `run.json` keeps what a resume needs."""
+    """A new run: its tokenizer and model; `run.json` keeps what a resume needs."""
     started = clock()
-    check_optimizer(options.optimizer)
-    folder = _new_folder(options)
+    _say(console, f"{folder}: from nothing to a chat model in {options.minutes:g} minutes; making "
+                  "the tasks and the tokenizer ...")
     tokenizer = Tokenizer.train(tokenizer_corpus(TASKS, options.seed), _VOCABULARY)
     gs.manual_seed(options.seed)
     model = GPT(plan(options, tokenizer.vocab_size))
@@ -171,33 +218,49 @@ def _begin(
     reserve = min(max(_RESERVE_SHARE * total, low), high)
     seconds = max(1.0, total - reserve - (clock() - started))
     record = {"options": {**asdict(options), "root": str(options.root)}, "seconds": seconds}
-    (folder / "run.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
+    try:
+        (folder / "run.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
+    except OSError as error:
+        raise _cannot_write(folder, error) from None
     return _trainer(model, tokenizer, options, seconds, folder, console, clock)
 
 
 def _continue(
-    options: SpeedrunOptions, name: str, console: Console, clock: Callable[[], float],
-) -> tuple[Trainer, SpeedrunOptions]:
+    folder: Path, options: SpeedrunOptions, console: Console, clock: Callable[[], float],
+) -> Trainer:
     """An interrupted run, as it was when its last checkpoint was written."""
-    folder = find_run(options.root, name)
     newest = latest(folder)
     assert newest is not None  # find_run returns only folders that have one
-    try:
-        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        saved = SpeedrunOptions(**{**record["options"], "root": options.root})
-        seconds = float(record["seconds"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"resume {name!r}: {folder / 'run.json'} is missing or damaged ({error}); it holds "
-            "the run's settings. `gossamer chat` can still use the checkpoint; to train, start a "
-            "new run."
-        ) from None
     checkpoint = load_model(newest)
     trainer = _trainer(
-        checkpoint.model, checkpoint.tokenizer, saved, seconds, folder, console, clock
+        checkpoint.model, checkpoint.tokenizer, options, _saved(folder)[1], folder, console, clock
     )
     trainer.resume(checkpoint)
-    return trainer, saved
+    return trainer
+
+
+def _saved(folder: Path) -> tuple[dict[str, Any], float]:
+    """The options and the seconds of training that `run.json` keeps."""
+    try:
+        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        return dict(record["options"]), float(record["seconds"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(folder, error) from None
+
+
+def _saved_options(folder: Path, root: Path) -> SpeedrunOptions:
+    try:
+        return SpeedrunOptions(**{**_saved(folder)[0], "root": root})
+    except TypeError as error:  # an option that this version does not know
+        raise _damaged(folder, error) from None
+
+
+def _damaged(folder: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"resume {run_name(folder)!r}: {folder / 'run.json'} is missing or damaged ({error}); it "
+        f"holds the run's settings. {command(f'chat {run_name(folder)}')} can still use the "
+        "checkpoint; to train, start a new run."
+    )
 
 
 def _trainer(
@@ -214,20 +277,37 @@ def _trainer(
 
 
 def _new_folder(options: SpeedrunOptions) -> Path:
-    """Make the run's folder; a taken name is an error if it was asked for, else numbered."""
-    if options.name:
-        folder = options.root / options.name
-        if folder.exists():
-            raise FileExistsError(
-                f"--name {options.name}: {folder} exists already; a run never overwrites another. "
-                f"Choose another name, or go on with --resume {options.name}."
-            )
-    else:
-        taken = {p.name for p in options.root.iterdir()} if options.root.is_dir() else set()
-        names = ("speedrun" if n == 1 else f"speedrun-{n}" for n in count(1))
-        folder = options.root / next(n for n in names if n not in taken)
-    folder.mkdir(parents=True)
-    return folder
+    """Make the run's folder; a taken name is an error if it was asked for, else numbered.
+
+    Making it is also how two runs that start at once agree on who has which name.
+    """
+    check_optimizer(options.optimizer)
+    if options.name and Path(options.name).name != options.name:
+        raise ValueError(
+            f"--name {options.name}: a run is one folder in {options.root}, so its name has no "
+            f"slashes. Use --root {Path(options.name).parent} --name {Path(options.name).name}."
+        )
+    numbered = ("speedrun" if n == 1 else f"speedrun-{n}" for n in count(1))
+    for name in [options.name] if options.name else numbered:
+        folder = options.root / name
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise _cannot_write(folder, error) from None
+    raise FileExistsError(
+        f"--name {options.name}: {folder} exists already; a run never overwrites another. Choose "
+        f"another name, or go on with {command(f'speedrun --resume {run_name(folder)}')}."
+    )
+
+
+def _cannot_write(folder: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"speedrun: the run's folder {folder} cannot be written ({error.strerror}). Make room, or "
+        "choose another place with --root."
+    )
 
 
 def _reply(engine: Engine, tokenizer: Tokenizer, text: str) -> str:

@@ -6,17 +6,26 @@ conversation is kept while it fits the context; then its oldest turns are left o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import importlib
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 
+from rich.cells import cell_len
 from rich.console import Console
 
 from gossamer.chat.engine import Engine, Request, Sampling
+from gossamer.chat.interrupt import Terminated
 from gossamer.chat.text import TextStream
 from gossamer.chat.tokenizer import Message, Tokenizer
 
-__all__ = ["ChatSession", "run_chat"]
+__all__ = ["ChatSession", "run_chat", "visible", "wrap_words"]
 
+_BOT = "bot > "
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
 _REPLY_ROOM = 64  # positions kept free for the reply when old turns are dropped
 HELP = """/temperature N  0 = always the likeliest word (default), up to 2 = wild
 /clear          forget the conversation
@@ -97,13 +106,21 @@ def run_chat(
     Args:
         read_line: shows a prompt and returns a line; raises EOFError at the end.
     """
+    if sys.stdin.isatty():
+        _edit_lines()
     _say(console, "Ask me something, for example: How many r are in strawberry?   (/help)")
     while True:
+        _say(console, "")
         try:
-            line = read_line("\nyou > ").strip()
+            line = read_line("you > ").strip()
+        except Terminated:
+            raise
         except (EOFError, KeyboardInterrupt):
             _say(console, "")
             return
+        except UnicodeDecodeError:
+            _say(console, "That line is not text in UTF-8; please type it again.")
+            continue
         if not line:
             continue
         if line.startswith("/"):
@@ -113,20 +130,58 @@ def run_chat(
         _answer(session, console, line)
 
 
+def _edit_lines() -> None:
+    """Arrow keys and history for `input`, which has them once `readline` is imported.
+
+    Not at the head of the file: the import alone writes to the terminal.
+    """
+    with suppress(ImportError):  # Windows has no readline; its console edits lines itself
+        importlib.import_module("readline")
+
+
 def _answer(session: ChatSession, console: Console, line: str) -> None:
     """Stream one reply; Ctrl-C ends the reply, not the chat."""
     try:
-        for number, piece in enumerate(session.reply(line)):
-            prefix = "bot > " if number == 0 else ""
-            console.print(prefix + piece, end="", markup=False, highlight=False, soft_wrap=True)
+        _say(console, _BOT, end="")
+        for word in wrap_words(map(visible, session.reply(line)), console.width, len(_BOT)):
+            _say(console, word, end="")
         if session.dropped:
-            _say(console, f"\n(the {session.dropped} oldest turns no longer fit and were left out)")
+            _say(console, f"\n(the {session.dropped} oldest turns no longer fit and were left out)",
+                 end="")
+    except Terminated:
+        raise
     except KeyboardInterrupt:
         _say(console, " ...")
     except ValueError as error:
         _say(console, str(error))
     else:
         _say(console, "")
+
+
+def wrap_words(pieces: Iterable[str], width: int, column: int) -> Iterator[str]:
+    """The streamed pieces, word by word, with line breaks where the next word does not fit.
+
+    Args:
+        pieces: text as it comes; a word may come in several pieces.
+        width: columns of a line.
+        column: where the first piece begins.
+
+    >>> "".join(wrap_words(["one t", "wo three"], 9, 0))
+    'one two\\nthree'
+    """
+    word, gap = "", ""  # not shown yet: the word that may go on, and the space before it
+    for piece in chain(pieces, "\n"):
+        for letter in piece:
+            if not letter.isspace():
+                word += letter
+                continue
+            if word and gap and column + cell_len(gap + word) > width:
+                gap, column = "\n", 0
+            yield gap + word
+            column += cell_len(gap.strip("\n") + word)
+            word, gap = "", letter
+            if letter == "\n":
+                column = 0
 
 
 def _command(session: ChatSession, console: Console, line: str) -> bool:
@@ -158,5 +213,14 @@ def _set_temperature(session: ChatSession, console: Console, argument: str) -> N
     _say(console, f"temperature {value:g}")
 
 
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+def visible(text: str) -> str:
+    """The text with control characters spelled out: a model may say bytes that steer a terminal.
+
+    >>> visible("red \\x1b[31m")
+    'red \\\\x1b[31m'
+    """
+    return _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def _say(console: Console, text: str, end: str = "\n") -> None:
+    console.print(text, end=end, markup=False, highlight=False, soft_wrap=True)

@@ -11,6 +11,7 @@ only where the word ends there (so `'scatter'` is not `'s` + `catter`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +36,7 @@ SPECIALS = (
     "<|bos|>", "<|user_start|>", "<|user_end|>", "<|assistant_start|>", "<|assistant_end|>",
     "<|python_start|>", "<|python_end|>", "<|output_start|>", "<|output_end|>",
 )
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
 _SMALLEST_VOCABULARY = 256 + len(SPECIALS)
 
 
@@ -143,7 +145,11 @@ class Tokenizer:
         return self._backend.get_vocab_size()
 
     def encode(self, text: str) -> list[int]:
-        """Ids of plain text; never a special token, whatever the text says."""
+        """Ids of plain text; never a special token, whatever the text says.
+
+        Half a surrogate pair (what Python makes of bytes that are no text) is read as U+FFFD.
+        """
+        text = _HALF_PAIR.sub("\ufffd", text)
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:

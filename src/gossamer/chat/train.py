@@ -9,12 +9,10 @@ the same run bit for bit, whether interrupted or not.
 from __future__ import annotations
 
 import math
-import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -23,16 +21,17 @@ from typing import Any
 import gossamer as gs
 from gossamer.chat.checkpoint import Checkpoint, latest, save
 from gossamer.chat.curriculum import Curriculum
-from gossamer.chat.evaluate import evaluate, mean_score, question_set
+from gossamer.chat.evaluate import Score, evaluate, mean_score, question_set
+from gossamer.chat.interrupt import Interrupted, command, run_name, stop_signals
 from gossamer.chat.packing import Batch, Packer, Prefetcher
 from gossamer.chat.progress import Display, StepInfo
 from gossamer.chat.schedule import Schedule, Stopwatch
 from gossamer.chat.tokenizer import Tokenizer
-from gossamer.core.errors import GossamerError
+from gossamer.core.errors import CheckpointError, GossamerError
 from gossamer.models.gpt import GPT
 
-__all__ = ["History", "Interrupted", "Trainer", "TrainingDiverged", "TrainSettings",
-           "build_optimizers", "check_optimizer"]
+__all__ = ["History", "Trainer", "TrainingDiverged", "TrainSettings", "build_optimizers",
+           "check_optimizer"]
 
 _SMOOTHING = 0.9  # of the loss shown
 _RATE_STEPS = 20  # steps over which tokens/s are measured
@@ -42,10 +41,6 @@ _QUIZ_QUESTIONS = 24  # a task; standard error 10 %, enough to weigh the tasks
 
 class TrainingDiverged(GossamerError, RuntimeError):
     """The loss is no longer a finite number."""
-
-
-class Interrupted(GossamerError):
-    """Ctrl-C: the run was saved and can be resumed."""
 
 
 @dataclass(frozen=True)
@@ -162,17 +157,20 @@ class Trainer:
         """Train until the budget is spent, then save a last checkpoint.
 
         Raises:
-            Interrupted: Ctrl-C was pressed; a checkpoint was saved.
+            Interrupted: told to stop (Ctrl-C, SIGTERM, SIGHUP); a checkpoint was saved.
+            KeyboardInterrupt: told so twice; nothing more was saved.
             TrainingDiverged: the loss became infinite or not a number.
-            CheckpointError: a checkpoint could not be written.
+            CheckpointError: the last checkpoint could not be written; the one before stands.
         """
         watch = Stopwatch(self.seconds_before, self._clock)
         packer = self._make_packer()
         stage = self.curriculum.stage_at(watch.seconds() / self.settings.seconds)
         packer.make = self.curriculum.maker(stage)
         last_save = watch.seconds()
+        for *_, loss in self.history.steps:
+            self.display.curve.add(loss)
         self.model.train()
-        with Prefetcher(packer) as batches, self.display, self._watch_interrupt():
+        with Prefetcher(packer) as batches, self.display, stop_signals(self._told_to_stop):
             while self._time_left(watch):
                 progress = watch.seconds() / self.settings.seconds
                 if self._quiz_due(progress):
@@ -184,7 +182,7 @@ class Trainer:
                 if self._interrupted.is_set():
                     self._stop(batches, watch)
                 if watch.seconds() - last_save >= self.settings.checkpoint_seconds:
-                    self._save(batches, watch)
+                    self._save_or_warn(batches, watch)
                     last_save = watch.seconds()
             self._save(batches, watch)
         self.model.eval()
@@ -272,8 +270,7 @@ class Trainer:
         mean = mean_score(scores)[0]
         now = watch.seconds()
         self.history.quizzes.append([self.step, now, mean, by_task, now - began])
-        self.display.note(f"quiz at step {self.step}: {mean:.0%} right ("
-                          + ", ".join(f"{k} {v:.0%}" for k, v in by_task.items()) + ")")
+        self.display.note(f"quiz at step {self.step}: {mean:.0%} right, {_weakest(scores)}")
 
     def _save(self, batches: Prefetcher, watch: Stopwatch) -> Path:
         for name, parameter in self.model.named_parameters():
@@ -287,12 +284,19 @@ class Trainer:
         }
         return save(self.folder / "checkpoints", self.model, self.tokenizer, self.optimizers, state)
 
+    def _save_or_warn(self, batches: Prefetcher, watch: Stopwatch) -> None:
+        """A full disk in mid-run is no reason to throw the run away: the next save may succeed."""
+        try:
+            self._save(batches, watch)
+        except CheckpointError as error:
+            self.display.note(f"not saved, training goes on: {error}")
+
     def _stop(self, batches: Prefetcher, watch: Stopwatch) -> None:
-        folder = self._save(batches, watch)
+        folder, name = self._save(batches, watch), run_name(self.folder)
         raise Interrupted(
             f"stopped at step {self.step}; everything is saved in {folder}. Go on with "
-            f"`gossamer speedrun --resume {self.folder.name}`, or talk to the model as it is with "
-            f"`gossamer chat {self.folder.name}`."
+            f"{command(f'speedrun --resume {name}')}, or talk to the model as it is with "
+            f"{command(f'chat {name}')}."
         )
 
     def _fail(self, loss: float, parameter: str = "") -> None:
@@ -304,24 +308,18 @@ class Trainer:
             "(--lr-scale 0.5), clipping (--clip 1.0), or another --seed."
         )
 
-    @contextmanager
-    def _watch_interrupt(self) -> Iterator[None]:
-        """Let Ctrl-C finish the running step first; a second one stops at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
+    def _told_to_stop(self, number: int, frame: FrameType | None) -> None:
+        """Let the running step end first; told a second time, stop at once."""
+        if self._interrupted.is_set():
+            raise KeyboardInterrupt
+        self._interrupted.set()
+        self.display.stopping()
 
-        def handle(signum: int, frame: FrameType | None) -> None:
-            if self._interrupted.is_set():
-                raise KeyboardInterrupt
-            self._interrupted.set()
-            self.display.note("stopping after this step; Ctrl-C again stops without saving")
 
-        previous = signal.signal(signal.SIGINT, handle)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, previous)
+def _weakest(scores: Sequence[Score]) -> str:
+    """The three tasks with the most errors, in words."""
+    worst = sorted(scores, key=lambda s: s.accuracy)[:3]
+    return "least in " + ", ".join(f"{s.task} ({s.accuracy:.0%})" for s in worst)
 
 
 def check_optimizer(name: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,8 +12,9 @@ import typer
 from rich.console import Console
 
 import gossamer
-from gossamer.chat.checkpoint import find_run, latest, load_model
+from gossamer.chat.checkpoint import find_checkpoint, load_model
 from gossamer.chat.engine import Engine, Sampling
+from gossamer.chat.interrupt import Interrupted, unwind_when_told
 from gossamer.chat.speedrun import SpeedrunOptions, speedrun
 from gossamer.chat.terminal import ChatSession, run_chat
 from gossamer.core.errors import GossamerError
@@ -23,11 +26,24 @@ __all__ = ["app", "run"]
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+    rich_markup_mode=None, context_settings={"max_content_width": 100},
     help="Train a chat model from nothing on your own CPU, and talk to it.",
 )
 _ROOT = Path("runs")
+_NEWEST = ""  # what `--resume` without a name stands for
 
-Root = Annotated[Path, typer.Option(help="Folder of runs.")]
+Run = Annotated[
+    str | None, typer.Argument(metavar="[RUN]", show_default="the newest",
+                               help="Name or folder of a run, or of one of its checkpoints.")
+]
+Root = Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the runs.")]
+
+
+class Optimizer(StrEnum):
+    """The recipes that there are."""
+
+    muon = "muon"
+    adamw = "adamw"
 
 
 def _show_version(wanted: bool) -> None:
@@ -48,61 +64,78 @@ def _common(
 
 @app.command("speedrun")
 def speedrun_command(
-    minutes: Annotated[float, typer.Option(min=0.1, help="Everything included.")] = 10.0,
-    name: Annotated[str, typer.Option(help="Name of the run; speedrun if left out.")] = "",
-    seed: Annotated[int, typer.Option(help="Of weights and data.")] = 0,
-    resume: Annotated[str | None, typer.Option(help="Go on with an interrupted run.")] = None,
-    questions: Annotated[int, typer.Option(min=1, help="Held-out questions a task.")] = 250,
-    optimizer: Annotated[str, typer.Option(help="muon or adamw.")] = "muon",
-    lr_scale: Annotated[float, typer.Option(min=0.0, help="Factor on learning rates.")] = 1.0,
-    clip: Annotated[float, typer.Option(min=0.0, help="Largest gradient norm; 0 = none.")] = 0.0,
+    minutes: Annotated[
+        float, typer.Option(min=0.1, max=100_000, help="Everything included.")
+    ] = 10.0,
+    name: Annotated[
+        str, typer.Option(metavar="NAME", show_default="speedrun, numbered if taken",
+                          help="Name of the run's folder.")
+    ] = "",
+    resume: Annotated[
+        str | None, typer.Option(metavar="[NAME]", help="Go on with an interrupted run, as it was "
+                                 "begun; without a name with the newest.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights and data.")] = 0,
+    questions: Annotated[
+        int, typer.Option(min=1, max=10_000, help="Held-out questions a task.")
+    ] = 250,
+    optimizer: Annotated[Optimizer, typer.Option(help="Of the matrices.")] = Optimizer.muon,
+    lr_scale: Annotated[
+        float, typer.Option(min=0.0, metavar="FACTOR", help="On every learning rate.")
+    ] = 1.0,
+    clip: Annotated[
+        float, typer.Option(min=0.0, metavar="NORM", help="Largest norm of the gradients; 0: any.")
+    ] = 0.0,
     depth: Annotated[
-        int, typer.Option(min=0, help="Layers, 32 x depth wide; 0 = by the minutes.")
+        int, typer.Option(min=0, max=32, help="Layers, each 32 x depth wide; 0: by the minutes.")
     ] = 0,
     chat: Annotated[bool, typer.Option(help="Talk to the model at the end.")] = True,
     root: Root = _ROOT,
 ) -> None:
     """From nothing to a chat model: data, tokenizer, training, test and report."""
     options = SpeedrunOptions(
-        minutes, name, seed, questions, optimizer, lr_scale, clip, depth, root
+        minutes, name, seed, questions, optimizer.value, lr_scale, clip, depth, root
     )
     speedrun(options, resume=resume, chat=chat)
 
 
 @app.command("chat")
 def chat_command(
-    run_name: Annotated[
-        str | None, typer.Argument(metavar="[RUN]", help="Name or path; the newest if left out.")
-    ] = None,
-    temperature: Annotated[float, typer.Option(min=0.0, max=2.0)] = 0.0,
+    run: Run = None,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, max=2.0, metavar="T", help="0: always the likeliest word.")
+    ] = 0.0,
     root: Root = _ROOT,
 ) -> None:
     """Talk to a trained model."""
-    folder = find_run(root, run_name)
-    checkpoint = load_model(latest(folder) or folder)
-    session = ChatSession(Engine(checkpoint.model, rows=1), checkpoint.tokenizer, temperature)
-    run_chat(session, Console())
+    checkpoint = load_model(find_checkpoint(root, run))
+    console = Console()
+    console.print(f"{checkpoint.folder}: {checkpoint.model.count_parameters():,} parameters",
+                  highlight=False, markup=False)
+    engine = Engine(checkpoint.model, rows=1)
+    with unwind_when_told():
+        run_chat(ChatSession(engine, checkpoint.tokenizer, temperature), console)
 
 
 @app.command("serve")
 def serve_command(
-    run_name: Annotated[
-        str | None, typer.Argument(metavar="[RUN]", help="Name or path; the newest if left out.")
-    ] = None,
-    host: Annotated[str, typer.Option(help="Address; 0.0.0.0 for every network.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 = any free one.")] = 8000,
+    run: Run = None,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="0.0.0.0 for every network.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8000,
     rows: Annotated[int, typer.Option(min=1, help="Replies decoded at once.")] = 16,
     temperature: Annotated[
-        float, typer.Option(min=0.0, max=2.0, help="Where a request names none.")
+        float, typer.Option(min=0.0, max=2.0, metavar="T", help="Where a request names none.")
     ] = 0.0,
     root: Root = _ROOT,
 ) -> None:
     """Serve a trained model: the OpenAI API and a chat page."""
     listening = bind(host, port)  # before the model is read: a port in use is told at once
-    folder = find_run(root, run_name)
-    checkpoint = load_model(latest(folder) or folder)
+    checkpoint = load_model(find_checkpoint(root, run))
     facts = {"parameters": checkpoint.model.count_parameters(), "temperature": temperature}
-    served = Served(folder.name, Host(Engine(checkpoint.model, rows)), checkpoint.tokenizer,
+    name = checkpoint.folder.parent.parent.name  # runs/NAME/checkpoints/step-...
+    served = Served(name, Host(Engine(checkpoint.model, rows)), checkpoint.tokenizer,
                     Sampling(temperature), int(checkpoint.folder.stat().st_mtime), facts)
     serve(served, listening, Console())
 
@@ -110,7 +143,20 @@ def serve_command(
 def run() -> None:
     """Run the command line; what we raise on purpose becomes one line and exit status 1."""
     try:
-        app()
+        app(args=_name_the_newest(sys.argv[1:]))
+    except Interrupted as error:
+        print(f"gossamer: {error}", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except (GossamerError, OSError, ValueError) as error:
         print(f"gossamer: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+def _name_the_newest(arguments: list[str]) -> list[str]:
+    """Give a `--resume` that no name follows the empty one: the parser knows no optional values."""
+    named = []
+    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+        named.append(argument)
+        if argument == "--resume" and following.startswith("-"):
+            named.append(_NEWEST)
+    return named
