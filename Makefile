@@ -38,6 +38,10 @@ $(VENV)/.stamp-compare: pyproject.toml $(VENV)/.stamp-venv
 	$(PY) -m pip install --quiet $(PIP_ARGS) --editable '.[chat,dev,compare]'
 	@touch $@ $(VENV)/.stamp-chat $(VENV)/.stamp-dev
 
+$(VENV)/.stamp-bench: pyproject.toml $(VENV)/.stamp-compare
+	$(PY) -m pip install --quiet $(PIP_ARGS) --editable '.[chat,dev,compare,bench]'
+	@touch $@
+
 setup: $(VENV)/.stamp-chat  ## create .venv and install Gossamer with its workbench
 	@echo "ready: . $(VENV)/bin/activate"
 
@@ -65,7 +69,7 @@ types: $(VENV)/.stamp-dev  ## mypy --strict over the package
 format: $(VENV)/.stamp-dev  ## mend what ruff can mend: imports, old syntax, dead code
 	$(VENV)/bin/ruff check --fix .
 
-bench: $(VENV)/.stamp-compare  ## measure against PyTorch on this machine
+bench: $(VENV)/.stamp-bench  ## measure against PyTorch, JAX and tinygrad (ARGS="mlp gpt --quick")
 	$(PY) -m benchmarks $(ARGS)
 
 golden: $(VENV)/.stamp-dev  ## rewrite the golden IR of tests/golden from what the compiler prints now

@@ -1,0 +1,1 @@
+"""How each family of frameworks trains, calls and differentiates a model; one family a file."""

@@ -1,0 +1,179 @@
+"""The benchmarks run, refuse to compare what is not the same work, and write what they say."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import harness, machine, report
+from benchmarks.__main__ import main
+from benchmarks.peers import PEERS, Peer, cores, environment, find
+from benchmarks.worker import fingerprint
+from benchmarks.workloads import GROUPS, WORKLOADS, chosen
+
+TINY = harness.Plan(rounds=2, target=0.01, steps=20, patience=120, size="tiny")
+
+
+@pytest.fixture(scope="module")
+def mlp() -> dict:
+    pytest.importorskip("torch")
+    return harness.run(WORKLOADS["mlp"], find(["gossamer", "torch"]), 1, TINY)
+
+
+def test_a_row_is_measured_and_the_losses_agree(mlp: dict) -> None:
+    ours, torch = mlp["peers"]["gossamer"], mlp["peers"]["torch"]
+    assert "failed" not in ours and "failed" not in torch, mlp
+    assert len(ours["losses"]) == len(torch["losses"]) == 20
+    assert ours["losses"][-1] < ours["losses"][0]
+    assert set(torch["checked"]) == {"1", "20"} and max(torch["checked"].values()) < 1e-4
+    for answers in (ours, torch):
+        assert len(answers["wall"]["samples"]) == 2 and answers["cpu"]["median"] > 0
+        assert answers["version"] and answers["peak_mb"] > 0 and answers["first_s"] > 0
+    assert 0 < report.ratio(mlp) < 1e3 and report.best(mlp)[0] == "torch"
+
+
+# Adapters that stand in for a peer. The first trains at half the rate: only later steps differ.
+STRANGE = {
+    "cheats": ("from benchmarks.adapters import torchlike\n"
+               "class Cheat(torchlike.TorchLike):\n"
+               "    def train(self, model, p, inputs, optimizer, lr):\n"
+               "        return super().train(model, p, inputs, optimizer, lr / 2)\n"
+               "adapter = Cheat\n", "computes something else: step 20 gives "),
+    "raises": ("raise ImportError('a library is missing')", "ImportError: a library is missing"),
+    "dies": ("import os, sys; print('out of order', file=sys.stderr, flush=True); os._exit(7)",
+             "ended with status 7: out of order"),
+    "hangs": ("import time; time.sleep(60)", "no answer to 'build' within 4 s"),
+}
+
+
+@pytest.mark.parametrize("way", STRANGE)
+def test_a_peer_that_does_something_else_is_left_out(
+        way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, says = STRANGE[way]
+    (tmp_path / "strange.py").write_text(source)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(
+        [str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    ours = PEERS["gossamer"]
+    other = dataclasses.replace(ours, name="tinygrad", adapter="strange")
+    plan = dataclasses.replace(TINY, patience=4 if way == "hangs" else 120)
+    peers = [other] if way == "hangs" else [ours, other]
+    record = harness.run(WORKLOADS["mlp"], peers, 1, plan)
+    assert "failed" not in record["peers"].get("gossamer", {})
+    answers = record["peers"]["tinygrad"]
+    assert says in answers["failed"] and "wall" not in answers
+    assert math.isnan(report.ratio(record))
+    assert any(says in line for line in report.table([record]))
+
+
+def test_a_missing_peer_is_said_and_skipped() -> None:
+    absent = Peer("jax", "no_such_framework", "", True, lambda n: {}, lambda folder: {})
+    assert "no_such_framework is not installed" in absent.missing
+    record = harness.run(WORKLOADS["mlp"], [absent], 1, TINY)
+    assert record["peers"] == {"jax": {"skipped": absent.missing}}
+    assert any("left out" in line for line in report.table([record]))
+
+
+def test_json_table_and_plots_are_written_and_grow(mlp: dict, tmp_path: Path) -> None:
+    results = report.Results(tmp_path)
+    results.add({**mlp, "others": 0.0, "busy": False})
+    again = report.Results(tmp_path)
+    again.add({**mlp, "threads": 2, "busy": True})
+    again.add({**mlp, "threads": 2, "busy": True})
+    written = {path.name for path in report.write(again, tmp_path)}
+    assert written == {"results.md", "ratios-1.png", "ratios-2.png"}
+    known = json.loads((tmp_path / "results.json").read_text())
+    assert [r["threads"] for r in known["records"]] == [1, 2]
+    assert known["machine"]["cores"] == os.cpu_count()
+    text = (tmp_path / "results.md").read_text()
+    assert "| mlp " in text and "| mlp* " in text and "the machine was busy" in text
+    assert f"{report.ratio(mlp):.2f}" in text
+    assert all((tmp_path / name).stat().st_size > 1000 for name in written if name != "results.md")
+
+
+def _record(name: str, ours: float, torch: float, default: float = math.nan) -> dict:
+    def times(seconds: float) -> dict:
+        return {"wall": harness.summary([seconds]), "cpu": harness.summary([seconds])}
+
+    return {"workload": name, "threads": 1, "dtype": "float32", "size": "full", "busy": False,
+            "peers": {"gossamer": times(ours), "torch": times(torch),
+                      "torch:default": times(default)}}
+
+
+def test_the_table_is_sorted_worst_first_and_defaults_are_not_the_best_peer() -> None:
+    fast, slow = _record("fast", 1.0, 3.0, default=0.5), _record("slow", 2.0, 1.0)
+    assert report.best(fast) == ("torch", 3.0) and report.ratio(fast) == 3.0
+    rows = [line.split("|")[1].strip() for line in report.table([fast, slow]) if "|" in line]
+    assert rows[2:] == ["slow", "fast"]
+    assert report.duration(0.0123) == "12.3 ms" and report.duration(2.0e-6) == "2.00 us"
+
+
+def test_medians_and_spread() -> None:
+    made = harness.summary([1.0, 2.0, 10.0])
+    assert (made["median"], made["mad"], made["samples"]) == (2.0, 1.0, [1.0, 2.0, 10.0])
+
+
+def test_a_fingerprint_tells_permutations_scales_and_nan_apart() -> None:
+    x = np.random.default_rng(0).normal(size=1000)
+    mine = fingerprint(x)
+    assert harness.difference(mine, fingerprint(x * (1 + 1e-7))) < 1e-6
+    assert harness.difference(mine, fingerprint(x[::-1])) > 1e-2
+    assert harness.difference(mine, fingerprint(-x)) > 1e-2
+    assert harness.difference(mine, fingerprint(x * 1.01)) > 1e-3
+    assert harness.difference(mine, fingerprint(np.full(1000, np.nan))) == math.inf
+    assert harness.difference(mine, mine + mine) == math.inf
+
+
+def test_the_environment_is_made_here_and_nowhere_else(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setenv("GOSSAMER_VERIFY", "1")
+    tuned = environment(PEERS["torch"], 2, tmp_path)
+    assert tuned["OMP_NUM_THREADS"] == "2" and tuned["OMP_WAIT_POLICY"] == "PASSIVE"
+    default = environment(PEERS["torch:default"], 2, tmp_path)
+    assert "OMP_NUM_THREADS" not in default and "OMP_WAIT_POLICY" not in default
+    ours = environment(PEERS["gossamer"], 1, tmp_path)
+    assert "GOSSAMER_VERIFY" not in ours and ours["GOSSAMER_CACHE"].startswith(str(tmp_path))
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="needs /proc")
+def test_own_work_does_not_make_the_machine_busy() -> None:
+    watch, end = machine.Watch([]), time.perf_counter() + 0.5
+    while time.perf_counter() < end:
+        pass
+    others = watch.others()
+    assert others is not None and 0 <= others < (os.cpu_count() or 1) - 0.2 + 1e-9 or len(
+        cores()) == 1
+    assert machine.busy(0.5, 0.0) and not machine.busy(0.0, 9.0) and machine.busy(None, 1.0)
+
+
+def test_names_are_found_or_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert [w.name for w in chosen(["mlp", "gpt"])][:2] == ["mlp", "gpt"]
+    assert {w.name for w in chosen([])} == set(WORKLOADS)
+    assert main(["nothing"]) == 2 and "there is no such workload" in capsys.readouterr().err
+    assert main(["--peers", "theano"]) == 2 and "there is no such peer" in capsys.readouterr().err
+    assert main(["--list"]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in (*WORKLOADS, *PEERS))
+
+
+def test_one_file_of_arrays_serves_all(tmp_path: Path) -> None:
+    for workload in WORKLOADS.values():
+        first, second = workload.arrays("tiny"), workload.arrays("tiny")
+        assert all(np.array_equal(first[k], second[k]) for k in first | second)
+        assert {"full", "tiny"} <= set(workload.sizes)
+    assert set(GROUPS) >= {"mlp", "cnn", "gpt"}
+
+
+def test_the_command_measures_and_reports(tmp_path: Path,
+                                          capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["mlp", "--tiny", "--rounds", "1", "--threads", "1", "--peers", "gossamer",
+                 "--out", str(tmp_path)]) == 0
+    assert "results.json" in capsys.readouterr().out
+    assert (tmp_path / "results.md").exists()
