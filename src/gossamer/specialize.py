@@ -137,8 +137,6 @@ class _Traced:
         its result is differentiated outside."""
         if self.plain:
             return True
-        if self.plain:
-            return True
         changed = {*self.trace.written, *(id(t) for t, _ in self.grads)}
         if any(id(a) in changed for a in self.arguments):
             return True

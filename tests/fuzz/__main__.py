@@ -20,8 +20,10 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
-from tests.fuzz.machine import STEPS, Leaf, Program
-from tests.fuzz.ways import check
+import gossamer as gs
+from gossamer.ir.node import toposort
+from tests.fuzz.machine import STEPS, Leaf, Machine, Program
+from tests.fuzz.ways import REFUSALS, check, leaves_of
 
 SIZES = (0, 1, 2, 3, 3, 4, 5, 7, 8, 15, 16, 17, 31, 33, 63, 65)
 BIG = ((130, 257), (3, 17, 500), (40_000,), (4, 64, 65), (17, 2049), (2, 33_000), (33_000, 2))
@@ -97,6 +99,29 @@ def shrink(program: Program, torch: Any, kind: str, seconds: float = 60) -> Prog
     return program
 
 
+def survey(seed: int, count: int) -> None:
+    """Print how often `count` programs have each operator, dtype, size and step."""
+    operators, dtypes, shapes, taken = (Counter[str]() for _ in range(4))
+    for number in range(count):
+        program = random_program(seed, number)
+        m = Machine(gs, gs.nn.functional, REFUSALS, tracing=True)
+        leaves = leaves_of(gs, program)
+        m.run(program, leaves)
+        taken.update(m.taken)
+        found = [i.t for i in m.items]
+        if program.backward and (total := m.loss(m.results(program))) is not None:
+            wanted = [t for t in leaves if t.requires_grad]
+            slopes = gs.autograd.grad(total, wanted, allow_unused=True)
+            found += [g for g in slopes if g is not None]
+        nodes = toposort([t._read() for t in found])
+        operators.update({n.op.name for n in nodes})
+        dtypes.update({n.dtype.name for n in nodes})
+        shapes.update({str(s) for n in nodes for s in n.shape})
+    for title, counter in (("steps", taken), ("operators", operators), ("dtypes", dtypes),
+                           ("extents", shapes)):
+        print(f"{title}: " + ", ".join(f"{k} {v}" for k, v in counter.most_common()))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz")
     parser.add_argument("--count", type=int, default=10_000)
@@ -107,7 +132,11 @@ def main() -> int:
     parser.add_argument("--no-torch", action="store_true")
     parser.add_argument("--no-shrink", action="store_true")
     parser.add_argument("--progress", action="store_true", help="print numbers, to see a crash's")
+    parser.add_argument("--survey", action="store_true", help="count what the programs reach")
     options = parser.parse_args()
+    if options.survey:
+        survey(options.seed, options.count)
+        return 0
     faulthandler.enable()
     torch = None
     if not options.no_torch and importlib.util.find_spec("torch") is not None:

@@ -143,6 +143,8 @@ class Machine:
     tracing: bool = False
     items: list[Item] = field(default_factory=list)
     refused: list[int] = field(default_factory=list)
+    taken: list[str] = field(default_factory=list)  # the steps that found an operand that fits
+    done: bool = False  # the step did something
 
     # the pool ---------------------------------------------------------------------------------
     def leaf(self, leaf: Leaf, t: Any) -> None:
@@ -167,6 +169,7 @@ class Machine:
     def view(self, x: Item, t: Any, wide: bool = False) -> None:
         if prod(t.shape) <= CAP:
             self.items.append(Item(t, x.s, x.wide or wide))
+            self.done = True
 
     def add(self, t: Any, mag: float, frac: int | None, err: float = 0.0) -> None:
         """A new value: scaled down where it may have become too large."""
@@ -183,6 +186,7 @@ class Machine:
         else:
             self._fit(item)
         self.items.append(item)
+        self.done = True
 
     def _fit(self, item: Item) -> None:
         s, dtype = item.s, item.dtype
@@ -247,8 +251,13 @@ class Machine:
         for leaf, t in zip(program.leaves, leaves, strict=True):
             self.leaf(leaf, t)
         for number, (name, a, b, c) in enumerate(program.steps):
+            self.done = False
             try:
-                STEPS[name](self, self.pick(a), b, c)
+                for k in range(len(self.items)):
+                    STEPS[name](self, self.pick(a + k), b, c)
+                    if self.done:
+                        self.taken.append(name)
+                        break
             except self.refusals:
                 self.refused.append(number)
 

@@ -158,6 +158,7 @@ def make(m: Machine, x: Item, b: int, c: int) -> None:
 def write(m: Machine, x: Item, mag: float, frac: int | None, err: float) -> None:
     """Note what a write did to the memory of x."""
     s = x.s
+    m.done = True
     s.frac = None if s.frac is None or frac is None else max(s.frac, frac)
     s.mag, s.err = max(s.mag, mag), max(s.err, err)
     if not x.floating:
