@@ -25,15 +25,18 @@ from gossamer.runtime.execute import float_bits
 from gossamer.runtime.program import Program, host_target
 from gossamer.runtime.threads import get_num_threads
 
-__all__ = ["Canonical", "cached_programs", "canonical", "evaluate", "program_for"]
+__all__ = ["Canonical", "cached_programs", "canonical", "clear", "evaluate", "program_for"]
 
 _WRAPPERS = frozenset({"detach", "leaf", "custom"})
 # Numbers that rules of `simplify` know, or that kernels fold into their instructions: written into
 # the kernel. All others are runtime scalars.
 _LITERAL = frozenset({0, 1, -1, 2, 0.5})
-_MAX_PROGRAMS = 1024
+# Programs in memory, the least recently used first: (program, about how many bytes it keeps).
+_MAX_PROGRAMS, _MAX_WEIGHT = 1024, 32 << 20
+_NODE_BYTES = 1000  # measured: key, plan and argument words, for a node or a call
 
-_programs: OrderedDict[object, Program] = OrderedDict()
+_programs: OrderedDict[object, tuple[Program, int]] = OrderedDict()
+_weight = 0
 _lock = threading.RLock()
 
 
@@ -153,22 +156,39 @@ def program_for(graph: Canonical) -> Program:
     """The program of a structure, compiled at first use; shapes are not compiled in."""
     key = (graph.key, _threads())
     with _lock:
-        program = _programs.get(key)
-        if program is not None:
-            return program
+        found = _programs.get(key)
+        if found is not None:
+            _programs.move_to_end(key)
+            return found[0]
         with watch.span("compile", f"{len(graph.order)} nodes"):
             roots, inputs = graph.graph()
             compiled = compile_graph(roots, inputs, host_target(), specialize=False)
         program = Program(compiled, [(r.shape, r.dtype) for r in roots], len(graph.params))
-        _programs[key] = program
-        if len(_programs) > _MAX_PROGRAMS:
-            _programs.popitem(last=False)
+        program.forget_texts()
+        _remember(key, program, _NODE_BYTES * (len(graph.order) + len(compiled.calls)))
         return program
+
+
+def _remember(key: object, program: Program, weight: int) -> None:
+    """Keep a program; those not used for longest go, and with them their kernels."""
+    global _weight
+    _programs[key] = program, weight
+    _weight += weight
+    while len(_programs) > _MAX_PROGRAMS or (_weight > _MAX_WEIGHT and len(_programs) > 1):
+        _weight -= _programs.popitem(last=False)[1][1]
 
 
 def cached_programs() -> int:
     """Number of programs in memory."""
     return len(_programs)
+
+
+def clear() -> None:
+    """Forget every program; what runs now ends well."""
+    global _weight
+    with _lock:
+        _programs.clear()
+        _weight = 0
 
 
 def evaluate(roots: Sequence[Node], order: Sequence[Node] | None = None) -> None:

@@ -17,6 +17,7 @@ import time
 import weakref
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from gossamer.compile.calls import Address, Call, FloatWord, KernelSource, Param, Scratch, Word
 from gossamer.core.errors import CompileError
@@ -149,7 +150,9 @@ class Executable:
         self.constants = tuple(constants)  # keeps them alive
         self.sources = sources_of(self.calls)
         needed = [*self.sources, threads.native_kernel()]
-        addresses = dict(zip(needed, jit.addresses(needed), strict=True))
+        self.kernels = jit.kernels(needed)  # keeps their machine code in memory
+        addresses = {source: kernel.address
+                     for source, kernel in zip(needed, self.kernels, strict=True)}
         layout = _Layout(self.calls, buffers, self.constants, addresses)
         self._words = array("Q", layout.words)  # never resized: its address is in use
         self._address = self._words.buffer_info()[0]
@@ -166,6 +169,12 @@ class Executable:
         self._generation = -1  # of the thread pool that memory is laid out for
         self.scratch_bytes = 0
         _executables.add(self)
+
+    def forget_texts(self) -> None:
+        """Drop the texts of the kernels; `calls` keeps their names."""
+        self.calls = tuple(replace(call, source=KernelSource(call.source.symbol, ""), words=())
+                           for call in self.calls)
+        self.sources = []
 
     def run(self, pointers: Sequence[int], params: Sequence[int] = ()) -> None:
         """Run the program once; a second thread waits until the first is done.

@@ -5,11 +5,10 @@ that decides its machine code. So texts may use any names, objects never clash, 
 program link as one library, and the same hash is the key on disk. Texts that nobody has compiled
 yet go through LLVM on all cores at once.
 
-Measured (60 kernels of 1.6 KB of code, llvmlite 0.50): ORC with JITLink links them in 4.7 ms as
-one library and in 12 one by one; MCJIT needs 4.5 with one engine and 65 with an engine each, ends
-the process at an unknown symbol, and may place code and constants further apart than 2 GiB. That
-matters because code model "small" reads constants in place, where MCJIT's default, "large", loads
-the address of every constant and callee first.
+Kernels live as long as a program refers to them; the most recently used ones stay without, since
+another shape or graph is likely to ask for the same text. `loader` places x86-64 ELF, LLVM's ORC
+with JITLink the rest. (MCJIT ends the process at an unknown symbol, and may place code and
+constants further apart than 2 GiB, which code model "small" must not see.)
 
 Five passes (`_simplify`) take a sixth of the time of LLVM's O1, and the code is as fast: products
 0.99 to 1.00, softmax, norms and elementwise kernels 0.98 to 1.06, column sums 1.10, cumsum 2.7
@@ -24,22 +23,25 @@ import functools
 import hashlib
 import itertools
 import os
-import struct
 import sys
 import threading
 import time
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from gossamer.compile.calls import KernelSource
 from gossamer.core.errors import CompileError
 from gossamer.core.settings import setting
-from gossamer.runtime import cache, device, watch
+from gossamer.runtime import cache, device, loader, watch
+from gossamer.runtime.loader import Kernel
 from gossamer.runtime.softfloat import SOFTFLOAT
 
-__all__ = ["Stats", "addresses", "assembly", "function_attributes", "machine_text", "stats"]
+__all__ = ["Kernel", "Stats", "addresses", "assembly", "forget", "function_attributes", "kernels",
+           "machine_text", "stats"]
 
 _VERSION = 2  # of the way from text to object code; part of every key on disk
 _CODEGEN_LEVEL = 2  # LLVM's default; 1 and 3 take as long
@@ -47,7 +49,7 @@ _CODEGEN_LEVEL = 2  # LLVM's default; 1 and 3 take as long
 
 @dataclass
 class Stats:
-    """What `addresses` did since the process began."""
+    """What `kernels` did since the process began."""
 
     compiled: int = 0  # texts that went through LLVM
     loaded_from_disk: int = 0
@@ -57,16 +59,25 @@ class Stats:
 
 
 stats = Stats()
-_addresses: dict[KernelSource, int] = {}
-_lock = threading.RLock()  # guards LLVM's engine and everything below `addresses`
+_alive: WeakValueDictionary[bytes, Kernel] = WeakValueDictionary()
+# Kernels that stay although no program may use them, the least recently used first. The bounds are
+# some 30 programs of the size of a GPT training step: what lies on disk loads in 0.1 ms.
+_recent: OrderedDict[bytes, Kernel] = OrderedDict()
+_recent_bytes = 0
+_MOST_RECENT, _MOST_RECENT_BYTES = 1024, 8 << 20
+_pinned: dict[bytes, Kernel] = {}  # whose addresses were handed out bare
+_lock = threading.RLock()  # guards LLVM's engine and everything above
 # A child forked while another thread compiles would inherit a locked LLVM: fork waits for us.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release,
                         after_in_child=_lock.release)
 
 
-def addresses(sources: Sequence[KernelSource]) -> list[int]:
-    """Address of each source's symbol; what is new is compiled on all cores.
+def kernels(sources: Sequence[KernelSource]) -> list[Kernel]:
+    """The machine code of each source; what is new is compiled on all cores.
+
+    A kernel's memory is used for others when nobody refers to it any more: whoever may call its
+    address keeps it.
 
     Args:
         sources: kernels; repetitions and equal texts cost nothing.
@@ -74,48 +85,78 @@ def addresses(sources: Sequence[KernelSource]) -> list[int]:
     Raises:
         CompileError: LLVM rejects a text, or it calls a function that nobody defines.
 
-    Cost: a dictionary look-up for a known source, 0.1 ms for one on disk, 3 to 10 ms of one core
-    for a new one.
+    Cost: 10 us for a known source (its text is hashed), 0.2 ms for one on disk, 3 to 10 ms of one
+    core for a new one.
     """
-    found = [_addresses.get(source) for source in sources]
-    known = len(found) - found.count(None)
-    stats.memory_hits += known
-    if known < len(found):
-        with _lock:
-            _build([s for s in dict.fromkeys(sources) if s not in _addresses])
-        return [_addresses[source] for source in sources]
-    return found  # type: ignore[return-value]
+    host = device.host()
+    keys = {source: _key(source, host) for source in dict.fromkeys(sources)}
+    with _lock:
+        found = {source: _alive.get(key) for source, key in keys.items()}
+        stats.memory_hits += sum(found[source] is not None for source in sources)
+        missing = [source for source, kernel in found.items() if kernel is None]
+        if missing:
+            found.update(_build(missing, keys, host))
+        for source, key in keys.items():
+            _use(key, found[source])  # type: ignore[arg-type]
+    return [found[source] for source in sources]  # type: ignore[misc]
 
 
-def _build(sources: list[KernelSource]) -> None:
+def addresses(sources: Sequence[KernelSource]) -> list[int]:
+    """Address of each source's symbol; these kernels stay for as long as the process."""
+    found = kernels(sources)
+    host = device.host()
+    _pinned.update((_key(source, host), kernel)
+                   for source, kernel in zip(sources, found, strict=True))
+    return [kernel.address for kernel in found]
+
+
+def forget() -> None:
+    """Let go of the kernels that no program uses."""
+    global _recent_bytes
+    with _lock:
+        _recent.clear()
+        _recent_bytes = 0
+
+
+def _use(key: bytes, kernel: Kernel) -> None:
+    """Note that a kernel was asked for; those not asked for longest may go."""
+    global _recent_bytes
+    if key not in _recent:
+        _recent_bytes += kernel.nbytes
+    _recent[key] = kernel
+    _recent.move_to_end(key)
+    while len(_recent) > _MOST_RECENT or _recent_bytes > _MOST_RECENT_BYTES:
+        _recent_bytes -= _recent.popitem(last=False)[1].nbytes
+
+
+def _build(sources: list[KernelSource], keys: dict[KernelSource, bytes],
+           host: device.Host) -> dict[KernelSource, Kernel]:
     """Bring `sources` into memory: those on disk, then the others through LLVM."""
-    if not sources:
-        return
-    disk, host, start = cache.current(), device.host(), time.perf_counter()
-    keys = {source: _key(source, host) for source in sources}
+    disk, start = cache.current(), time.perf_counter()
     objects: dict[KernelSource, bytes] = {}
     if disk is not None:
         for source in sources:
             stored = disk.read(keys[source])
             if stored is not None:
                 objects[source] = stored
-    _link(objects, keys)
+    made = _link(objects, keys)
     stats.loaded_from_disk += len(objects)
     stats.load_seconds += time.perf_counter() - start
     missing = [source for source in sources if source not in objects]
     if not missing:
-        return
+        return made
     start = time.perf_counter()
     with watch.span("llvm", f"{len(missing)} kernels"):
         built = _compile_all(missing, keys, host)
     stats.compiled += len(built)
     stats.compile_seconds += time.perf_counter() - start
     start = time.perf_counter()
-    _link(built, keys)
+    made.update(_link(built, keys))
     if disk is not None:
         for source, code in built.items():
             disk.write(keys[source], code)
     stats.load_seconds += time.perf_counter() - start
+    return made
 
 
 # from text to object code -----------------------------------------------------------------------
@@ -183,20 +224,60 @@ def _map_parallel(function: Callable[[KernelSource], bytes], items: list[KernelS
     return results
 
 
-# Idle target machines. They must not be shared while compiling, and never die: LLVM objects that
-# die with a thread take llvmlite's lock at a moment when the process may be forking.
-_machines: dict[device.Host, list[Any]] = {}
+class _Tools:
+    """What one thread needs to compile: a target machine, and the passes that our kernels need.
+
+    Explicit vectors and hand-unrolled loops leave it at five; functions are inlined where they say
+    `alwaysinline`, nowhere else.
+    """
+
+    def __init__(self, host: device.Host) -> None:
+        self.machine = _new_machine(host)
+        self._stack = contextlib.ExitStack()
+        self._runs = 0
+
+    def simplify(self, module: Any) -> None:
+        """Run the passes over a module.
+
+        llvmlite never frees all of a pass manager (11 KB each), and a pass builder becomes slower
+        with every module it sees; so they serve a while, then new ones are made.
+        """
+        if self._runs % _PASS_RUNS == 0:
+            self._renew()
+        self._runs += 1
+        _unlocked("LLVMPY_RunNewModulePassManager")(self._passes, module, self._builder)
+
+    def _renew(self) -> None:
+        binding = device.llvm()
+        self._stack.close()
+        options = self._stack.enter_context(binding.create_pipeline_tuning_options(speed_level=1))
+        self._builder = self._stack.enter_context(
+            binding.create_pass_builder(self.machine, options))
+        self._passes = passes = self._stack.enter_context(binding.create_new_module_pass_manager())
+        passes.add_always_inliner_pass()
+        passes.add_global_dead_code_eliminate_pass()
+        passes.add_sroa_pass()
+        passes.add_simplify_cfg_pass()
+        passes.add_loop_rotate_pass()
+        passes.add_instruction_combine_pass()
+        passes.add_simplify_cfg_pass()
+
+
+_PASS_RUNS = 32
+# Idle tools. They must not be shared while compiling, and never die: LLVM objects that die with a
+# thread take llvmlite's lock at a moment when the process may be forking.
+_idle_tools: dict[device.Host, list[_Tools]] = {}
 
 
 @contextlib.contextmanager
-def _machine(host: device.Host) -> Iterator[Any]:
-    """A target machine for this thread alone."""
-    idle = _machines.setdefault(host, [])
-    machine = idle.pop() if idle else _new_machine(host)
+def _tools(host: device.Host) -> Iterator[_Tools]:
+    """Tools for this thread alone."""
+    idle = _idle_tools.setdefault(host, [])
+    tools = idle.pop() if idle else _Tools(host)
     try:
-        yield machine
+        yield tools
     finally:
-        idle.append(machine)
+        idle.append(tools)
 
 
 def _new_machine(host: device.Host) -> Any:
@@ -225,7 +306,8 @@ def _optimised(source: KernelSource, exported: str,
     """
     binding = device.llvm()
     with contextlib.ExitStack() as stack:
-        machine = stack.enter_context(_machine(host))
+        tools = stack.enter_context(_tools(host))
+        machine = tools.machine
         context = stack.enter_context(binding.create_context())
         try:
             module = stack.enter_context(
@@ -236,27 +318,8 @@ def _optimised(source: KernelSource, exported: str,
         module.triple = machine.triple
         module.data_layout = str(machine.target_data)
         _export_only(source, module, exported, host)
-        _simplify(module, machine, stack)
+        tools.simplify(module)
         yield module, machine
-
-
-def _simplify(module: Any, machine: Any, stack: contextlib.ExitStack) -> None:
-    """The passes that our kernels need; explicit vectors and hand-unrolled loops leave it at that.
-
-    Functions are inlined where they say `alwaysinline`, nowhere else.
-    """
-    binding = device.llvm()
-    options = stack.enter_context(binding.create_pipeline_tuning_options(speed_level=1))
-    builder = stack.enter_context(binding.create_pass_builder(machine, options))
-    passes = stack.enter_context(binding.create_new_module_pass_manager())
-    passes.add_always_inliner_pass()
-    passes.add_global_dead_code_eliminate_pass()
-    passes.add_sroa_pass()
-    passes.add_simplify_cfg_pass()
-    passes.add_loop_rotate_pass()
-    passes.add_instruction_combine_pass()
-    passes.add_simplify_cfg_pass()
-    _unlocked("LLVMPY_RunNewModulePassManager")(passes, module, builder)
 
 
 def _export_only(source: KernelSource, module: Any, exported: str, host: device.Host) -> None:
@@ -338,9 +401,32 @@ def assembly(source: KernelSource) -> str:
 
 
 # from object code to addresses ------------------------------------------------------------------
+def _link(objects: dict[KernelSource, bytes],
+          keys: dict[KernelSource, bytes]) -> dict[KernelSource, Kernel]:
+    """Load object code as one image."""
+    if not objects:
+        return {}
+    callers = {name: source for source, code in objects.items() for name in loader.undefined(code)}
+    outside = {name: _external(source, name) for name, source in callers.items()}
+    exports = [(code, _exported(keys[source])) for source, code in objects.items()]
+    try:
+        image = loader.load(exports, outside.__getitem__)
+    except loader.Unsupported:
+        try:
+            image = _link_by_llvm(exports, outside)
+        except RuntimeError as error:
+            names = ", ".join(source.symbol for source in objects)
+            raise CompileError(f"kernels {names}: their machine code cannot be linked: {error}; "
+                               "kernels may call libm and libc only. Please report this.") from None
+    made = {source: Kernel(address, image, len(code))
+            for (source, code), address in zip(objects.items(), image.addresses, strict=True)}
+    _alive.update((keys[source], kernel) for source, kernel in made.items())
+    return made
+
+
 @functools.cache
 def _linker() -> Any:
-    """The linker of this process. Never freed: workers may still run its code when Python ends."""
+    """LLVM's linker. Never freed: workers may still run its code when Python ends."""
     compiler = device.llvm().create_lljit_compiler(
         _new_machine(device.host()), use_jit_link=os.name != "nt", suppress_errors=True)
     _immortal(compiler)
@@ -351,25 +437,22 @@ def _immortal(thing: object) -> None:
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
-def _link(objects: dict[KernelSource, bytes], keys: dict[KernelSource, bytes]) -> None:
-    """Load object code as one library and note the addresses."""
-    if not objects:
-        return
-    binding = device.llvm()
-    library = binding.JITLibraryBuilder().add_current_process()
-    for source, code in objects.items():
-        for name in _undefined(code):
-            library.import_symbol(name, _external(source, name))
-        library.add_object_img(code).export_symbol(_exported(keys[source]))
-    try:
-        linked = library.link(_linker(), f"gossamer{next(_serial)}")
-    except RuntimeError as error:
-        names = ", ".join(source.symbol for source in objects)
-        raise CompileError(f"kernels {names}: their machine code cannot be linked: {error}; "
-                           "kernels may call libm and libc only. Please report this.") from None
+_unused: deque[Any] = deque()  # LLVM's handles of images that died: closed under our lock only
+
+
+def _link_by_llvm(exports: list[tuple[bytes, str]], outside: dict[str, int]) -> loader.Image:
+    """Load object code of a kind that `loader` does not read."""
+    while _unused:
+        _unused.popleft().close()
+    library = device.llvm().JITLibraryBuilder().add_current_process()
+    for name, address in outside.items():
+        library.import_symbol(name, address)
+    for code, name in exports:
+        library.add_object_img(code).export_symbol(name)
+    linked = library.link(_linker(), f"gossamer{next(_serial)}")
     _immortal(linked)
-    for source in objects:
-        _addresses[source] = linked[_exported(keys[source])]
+    return loader.Image([linked[name] for _, name in exports],
+                        functools.partial(_unused.append, linked))
 
 
 _serial = itertools.count()
@@ -406,28 +489,3 @@ def _external(source: KernelSource, name: str) -> int:
             f"kernel {source.symbol}: it calls {name}, which no library of this process defines; "
             "kernels may call libm and libc only. Please report this.")
     return address
-
-
-_ELF_HEADER = struct.Struct("<16xHHIQQQIHHHHHH")
-_ELF_SECTION = struct.Struct("<IIQQQQIIQQ")
-_ELF_SYMBOL = struct.Struct("<IBBHQQ")
-_SYMBOL_TABLE = 2  # sh_type SHT_SYMTAB
-
-
-def _undefined(code: bytes) -> Iterator[str]:
-    """Names that an ELF object (64 bits, little-endian) uses and does not define.
-
-    Source: System V ABI, chapters 4 and 5. Other formats (Mach-O) yield nothing: there, the
-    linker itself looks the names up in the process.
-    """
-    if code[:6] != b"\x7fELF\x02\x01":
-        return
-    _, _, _, _, _, table, _, _, _, _, size, count, _ = _ELF_HEADER.unpack_from(code)
-    sections = [_ELF_SECTION.unpack_from(code, table + size * i) for i in range(count)]
-    for _, kind, _, _, offset, nbytes, link, _, _, _ in sections:
-        if kind != _SYMBOL_TABLE:
-            continue
-        names = sections[link][4]
-        for name, _, _, section, _, _ in _ELF_SYMBOL.iter_unpack(code[offset:offset + nbytes]):
-            if section == 0 and name:
-                yield code[names + name:code.index(b"\0", names + name)].decode()

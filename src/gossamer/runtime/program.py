@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gossamer.compile.calls import BufferRef, Call, Word
+from gossamer.compile.calls import BufferRef, Call, KernelSource, Word
 from gossamer.compile.gemm import Target
 from gossamer.compile.pipeline import Compiled
 from gossamer.core.dtype import DType
@@ -64,6 +64,16 @@ class Program:
         needed = _needed(compiled.calls, checked)
         self.guard = Executable([calls[i] for i in needed], self.arena_number + 1, (), params) \
             if needed else None
+
+    def forget_texts(self) -> None:
+        """Drop what only the compiler and `explain` read, most of what a program keeps in memory:
+        clusters, loops, texts of kernels. It runs as before."""
+        calls = [replace(c, source=KernelSource(c.source.symbol, ""), words=())
+                 for c in self.compiled.calls]
+        self.compiled = replace(self.compiled, calls=calls, owners=[], kernels=[])
+        for executable in (self.executable, self.guard):
+            if executable is not None:
+                executable.forget_texts()
 
     def run(self, inputs: Sequence[Data], params: Sequence[int] = (),
             reuse: dict[int, Buffer] | None = None) -> list[Data]:
