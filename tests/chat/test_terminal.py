@@ -276,14 +276,16 @@ def test_the_command_is_named_as_it_is_found(
 
 @pytest.mark.parametrize("package", ["typer", "rich", "tokenizers", "matplotlib"])
 def test_a_missing_extra_is_named(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], package: str
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path,
+    package: str,
 ) -> None:
     for name in [n for n in sys.modules if n == package or n.startswith(package + ".")]:
         monkeypatch.delitem(sys.modules, name)
     for name in [n for n in sys.modules if n.startswith(("gossamer.chat", "gossamer.cli.app"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
-    assert run_cli(monkeypatch, "--version") == 1
+    assert run_cli(monkeypatch, "speedrun", "--root", str(tmp_path)) == 1
+    assert list(tmp_path.iterdir()) == []
     error = capsys.readouterr().err
     assert package in error and "pip install 'gossamer[chat]'" in error
 

@@ -160,7 +160,9 @@ class Display:
 
     def note(self, text: str) -> None:
         """Print a line that stays, above the live bar."""
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(
+            text, highlight=False, markup=False, soft_wrap=not self.console.is_terminal
+        )
 
     def __enter__(self) -> Display:
         if self._bar is not None:

@@ -1,18 +1,19 @@
-"""The report card of a run: report.md and curves.png. Layer 7."""
+"""The report card of a run: report.md and curves.png. Layer 7.
+
+The one idea: the page is for someone who was not there. It says what was asked, how much of it was
+right, on which machine and in which time, what the model replies, and where it went wrong.
+matplotlib is imported when a picture is drawn: it takes longer to import than all the rest.
+"""
 
 from __future__ import annotations
 
+import importlib
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
-
-import matplotlib
-
-matplotlib.use("Agg")  # files only; no window system is needed
-
-from matplotlib import pyplot as plt
-from matplotlib.ticker import StrMethodFormatter
+from typing import Any
 
 from gossamer.chat.evaluate import Score, mean_score
 from gossamer.chat.progress import clock_text
@@ -20,9 +21,10 @@ from gossamer.chat.tasks import TASKS
 from gossamer.chat.train import History
 from gossamer.models.gpt import GPT
 
-__all__ = ["RunFacts", "write_report"]
+__all__ = ["RunFacts", "check_drawing", "write_report"]
 
 _POINTS = 400  # of the loss curve; more cannot be seen
+_SMOOTHING = 0.9  # of the bold loss curve: the mean of about ten steps
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,15 @@ class RunFacts:
     phases: Sequence[tuple[str, float]]
     samples: Sequence[tuple[str, str]]
     settings: Sequence[tuple[str, str]]
+
+
+def check_drawing() -> None:
+    """Fail before the training, not after it, where the picture cannot be drawn.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    importlib.import_module("matplotlib.figure")
 
 
 def write_report(
@@ -127,26 +138,52 @@ def _one_line(text: str) -> str:
 
 
 def _draw_curves(path: Path, history: History, scores: Sequence[Score]) -> None:
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
-    stride = max(1, len(history.steps) // _POINTS)
-    minutes = [row[1] / 60 for row in history.steps[::stride]]
-    left.plot(minutes, [row[2] for row in history.steps[::stride]], linewidth=1)
-    left.set(xlabel="minutes", ylabel="loss (nats a token)", title="training loss")
-    if history.steps and min(row[2] for row in history.steps) > 0:
-        left.set_yscale("log")
-        left.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        left.yaxis.set_minor_formatter(StrMethodFormatter("{x:.2g}"))
-    left.grid(alpha=0.3)
-    for number, score in enumerate(scores):
-        curve = [(row[1] / 60, row[3].get(score.task, 0.0)) for row in history.quizzes]
-        if minutes:
-            curve.append((minutes[-1], score.accuracy))
-        style = "-" if number < 10 else "--"  # ten colours, then dashes
-        right.plot(*zip(*curve, strict=True), style, marker=".", label=score.task)
-    right.set(xlabel="minutes", ylabel="exact match", ylim=(-0.02, 1.02),
-              title="quizzes in training; last point: held-out test")
-    if scores:
-        right.legend(fontsize=7, ncols=2)
-    right.grid(alpha=0.3)
+    from matplotlib.figure import Figure  # without pyplot no window system is looked for
+
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _draw_loss(left, history)
+    _draw_quizzes(right, history, scores)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
+
+
+def _draw_loss(axes: Any, history: History) -> None:
+    """The loss of every step, and bold its running mean."""
+    axes.set(xlabel="minutes", ylabel="loss (nats a token)", title="training loss")
+    axes.grid(alpha=0.3)
+    if not history.steps:
+        return
+    losses = [row[2] for row in history.steps]
+    means = list(accumulate(losses, lambda mean, x: _SMOOTHING * mean + (1 - _SMOOTHING) * x))
+    stride = max(1, len(losses) // _POINTS)
+    minutes = [row[1] / 60 for row in history.steps[::stride]]
+    axes.plot(minutes, losses[::stride], linewidth=0.7, alpha=0.35, color="tab:blue")
+    axes.plot(minutes, means[::stride], linewidth=1.8, color="tab:blue")
+    axes.set_xlim(left=0.0)
+    if min(losses) > 0:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(_round_figures)
+
+
+def _round_figures(value: float, position: int) -> str:
+    """Label only 2 and 5 of a decade; all nine run into each other."""
+    text = f"{value:.6g}"
+    return text if text.strip("0.")[:1] in ("2", "5") else ""
+
+
+def _draw_quizzes(axes: Any, history: History, scores: Sequence[Score]) -> None:
+    """A curve a task, named beside the picture from the best to the worst."""
+    end = history.steps[-1][1] / 60 if history.steps else 0.0
+    for number, score in enumerate(sorted(scores, key=lambda s: -s.accuracy)):
+        curve = [(row[1] / 60, row[3].get(score.task, 0.0)) for row in history.quizzes]
+        curve.append((end, score.accuracy))
+        style = "-" if number < 10 else "--"  # ten colours, then dashes
+        axes.plot(*zip(*curve, strict=True), style, marker=".",
+                  label=f"{score.task} {score.accuracy:.2f}")
+    axes.set(xlabel="minutes", ylabel="exact match", ylim=(-0.02, 1.02),
+             title="quizzes in training; last point: held-out test")
+    axes.set_xlim(left=0.0)
+    axes.grid(alpha=0.3)
+    if scores:
+        axes.legend(fontsize=7.5, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)

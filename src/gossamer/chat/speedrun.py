@@ -33,7 +33,7 @@ from gossamer.chat.interrupt import (
     unwind_when_told,
 )
 from gossamer.chat.progress import Display, clock_text
-from gossamer.chat.report import RunFacts, write_report
+from gossamer.chat.report import RunFacts, check_drawing, write_report
 from gossamer.chat.tasks import TASKS
 from gossamer.chat.terminal import ChatSession, run_chat
 from gossamer.chat.tokenizer import Tokenizer
@@ -121,6 +121,7 @@ def speedrun(
     """
     console = console or Console()
     phases = _Phases(clock)
+    check_drawing()
     if resume is None:
         folder, options = _new_folder(options), options
     else:
@@ -339,4 +340,4 @@ def _summary(console: Console, scores: list[Score], report: Path, phases: _Phase
 
 
 def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(text, markup=False, highlight=False, soft_wrap=not console.is_terminal)

@@ -6,6 +6,7 @@ without them, so that their absence is one clear line.
 
 from __future__ import annotations
 
+import signal
 import sys
 
 __all__ = ["main"]
@@ -17,6 +18,10 @@ def main() -> None:
     """Run the command line; exit status 1 with one line on stderr for what went wrong."""
     try:
         from gossamer.cli.app import run
+
+        run()
+    except KeyboardInterrupt:  # while the packages above are imported
+        sys.exit(128 + signal.SIGINT)
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in _EXTRA:
             raise
@@ -24,4 +29,3 @@ def main() -> None:
             f"gossamer: the command line needs the package {error.name!r}, which is not "
             "installed. Install it with: pip install 'gossamer[chat]'"
         )
-    run()

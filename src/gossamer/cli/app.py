@@ -145,11 +145,18 @@ def run() -> None:
     try:
         app(args=_name_the_newest(sys.argv[1:]))
     except Interrupted as error:
-        print(f"gossamer: {error}", file=sys.stderr)
+        _complain(error)
         sys.exit(128 + signal.SIGINT)
     except (GossamerError, OSError, ValueError) as error:
-        print(f"gossamer: {error}", file=sys.stderr)
+        _complain(error)
         sys.exit(1)
+
+
+def _complain(error: Exception) -> None:
+    """One line on stderr; on a terminal broken between words."""
+    console = Console(stderr=True)
+    console.print(f"gossamer: {error}", markup=False, highlight=False,
+                  soft_wrap=not console.is_terminal)
 
 
 def _name_the_newest(arguments: list[str]) -> list[str]:
