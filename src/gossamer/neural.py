@@ -13,7 +13,7 @@ from typing import Any
 
 from gossamer import prims
 from gossamer.casting import lower_precision
-from gossamer.core.dtype import bool_
+from gossamer.core.dtype import bool_, float32
 from gossamer.core.errors import DTypeError, ShapeError
 from gossamer.dispatch import broadcast_shapes, node_of, public
 from gossamer.ir.node import Node, type_text
@@ -258,6 +258,9 @@ def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor,
     """
     name = "scaled_dot_product_attention"
     q, k, v = _attention_operands(query, key, value, enable_gqa)
+    dtype = q.dtype
+    if dtype.itemsize == 2:  # scores and sums in float32, one rounding at the end
+        q, k, v = (prims.cast(n, float32) for n in (q, k, v))
     mask = None
     if attn_mask is not None:
         mask = node_of(attn_mask, name, "attn_mask")
@@ -275,6 +278,7 @@ def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor,
     made = attention_node(q, k, v, mask, None if start is None else start._read(),
                           causal=is_causal, scale=float(factor), window=window)
     ndim = max(query.ndim, key.ndim, value.ndim)
+    made = prims.cast(made, dtype)
     return wrap(prims.reshape(made, made.shape[made.ndim - ndim:]))
 
 

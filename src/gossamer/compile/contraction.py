@@ -12,7 +12,16 @@ from math import prod
 
 from gossamer.compile.builder import FunctionBuilder
 from gossamer.compile.calls import BufferRef, Call
-from gossamer.compile.gemm import Epilogue, Operand, Output, Packed, Target, gemm
+from gossamer.compile.gemm import (
+    Epilogue,
+    Operand,
+    Output,
+    Packed,
+    Stored,
+    Target,
+    gemm,
+    low_gemm,
+)
 from gossamer.compile.implicit import Digits, View, pack_view, scope, vectors, view_of
 from gossamer.compile.llvm import module_text, named
 from gossamer.compile.llvm_values import Lane, ValueWriter
@@ -265,10 +274,6 @@ def contraction_calls(cluster: Cluster, buffers: dict[int, int], target: Target,
     assert product is not None, "the graph was prepared before scheduling"
     b0, b1, m, n, k = product.groups
     dtype = dot.dtype
-    a, b = (_packed_or_placed(x, buffers, dtype, target, specialize)
-            for x in (product.a, product.b))
-    if isinstance(b, Operand):  # strides (.., k, n), as `gemm` wants them
-        b = replace(b, strides=(*b.strides[:2], b.strides[3], b.strides[2]))
     out: Output | Epilogue
     loops: Kernel | None = None
     plain = len(product.rows) == len(product.columns) == 1
@@ -276,8 +281,27 @@ def contraction_calls(cluster: Cluster, buffers: dict[int, int], target: Target,
         out = Output(buffers[id(dot)], 0, (b0.c, b1.c, m.c, n.c))
     else:
         out, loops = _epilogue(cluster, product, buffers, target, dtype, specialize)
-    calls = gemm((b0.extent, b1.extent), m.extent, n.extent, k.extent, dtype, a, b, out, target)
-    return calls, loops
+    sizes = (b0.extent, b1.extent), m.extent, n.extent, k.extent
+    if "low" in dot.attrs:
+        left, right = (_low_operand(x, buffers, dot.attrs["low"], target, specialize)
+                       for x in (product.a, product.b))
+        return low_gemm(*sizes, dot.attrs["low"], left, right, out, target), loops
+    a, b = (_packed_or_placed(x, buffers, dtype, target, specialize)
+            for x in (product.a, product.b))
+    if isinstance(b, Operand):  # strides (.., k, n), as `gemm` wants them
+        b = replace(b, strides=(*b.strides[:2], b.strides[3], b.strides[2]))
+    return gemm(*sizes, dtype, a, b, out, target), loops
+
+
+def _low_operand(x: Strided | View, buffers: dict[int, int], low: DType, target: Target,
+                 specialize: bool) -> Stored | Packed:
+    """An operand of a product of numbers rounded to `low`: as it is stored, or as a function that
+    rounds, and widens to float32."""
+    if isinstance(x, View):
+        rounded = replace(x, node=TABLE["cast"](x.node, dtype=low))
+        return pack_view(rounded, buffers, f32, target, specialize)
+    place = Operand(buffers[id(x.base)], x.offset * x.base.dtype.itemsize, x.strides)
+    return Stored(place, x.base.dtype)
 
 
 def _packed_or_placed(x: Strided | View, buffers: dict[int, int], dtype: DType, target: Target,

@@ -2,8 +2,8 @@
 
 The one idea: make hidden costs explicit nodes. A copy (written as a cast to the same dtype) where a
 kernel needs its operand in memory in a certain order; two stages where a reduction has too few rows
-to occupy the cores; float32 operands for products of 16-bit floats; and for every indexed access a
-flag that says whether an index was out of range.
+to occupy the cores; a float32 sum and one rounding for products of 16-bit floats; and for every
+indexed access a flag that says whether an index was out of range.
 """
 
 from __future__ import annotations
@@ -11,19 +11,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from gossamer.compile.attention import rows_of
 from gossamer.compile.contraction import canonical_operand, describe
 from gossamer.compile.schedule import MIN_ROWS, SPLIT_WORK, canonical_space
 from gossamer.compile.simplify import Rebuilder
-from gossamer.core.dtype import bfloat16, bool_, float16, float32, int64
+from gossamer.core.dtype import DType, bfloat16, bool_, float16, float32, int64
 from gossamer.ir.node import STATE, Node, toposort
-from gossamer.ir.op import CONSTANT, TABLE
+from gossamer.ir.op import CONSTANT, INPUT, TABLE
 
 __all__ = ["IndexCheck", "copy", "index_checks", "prepare"]
 
 _MEMORY = frozenset({"argsort"})  # operators that read their operands in order
+_LARGE = 16  # least extent of products that low precision makes faster: others only read
 _PARTS = 64  # stages of a long reduction: enough for any number of cores this is made for
 
 
@@ -75,8 +77,13 @@ def index_checks(order: list[Node]) -> list[IndexCheck]:
     return list(checks.values())
 
 
-def prepare(roots: list[Node]) -> list[Node]:
-    """Rewrite a simplified graph; equal values, except that long sums are summed in parts."""
+def prepare(roots: list[Node], low: DType | None = None) -> list[Node]:
+    """Rewrite a simplified graph; equal values, except that long sums are summed in parts.
+
+    Args:
+        roots: nodes wanted.
+        low: what the operands of large float32 products may be rounded to, or None.
+    """
     b = Rebuilder()
     new: dict[int, Node] = {}
     for node in toposort(roots, stop=lambda n: n.value is not None):
@@ -86,7 +93,8 @@ def prepare(roots: list[Node]) -> list[Node]:
         inputs = tuple(new[id(x)] for x in node.inputs)
         name = node.op.name
         if node.op.kind == "contraction":
-            new[id(node)] = _contraction(b, node, inputs)
+            with _line_of(node):
+                new[id(node)] = _contraction(b, node, inputs, low)
         elif name in _MEMORY:
             new[id(node)] = b.again(node, tuple(_in_memory(x) for x in inputs))
         elif name in ("attention", "attention_grad"):
@@ -114,11 +122,15 @@ def _in_memory(node: Node) -> Node:
     return copy(node) if view else node
 
 
-def _contraction(b: Rebuilder, node: Node, inputs: tuple[Node, ...]) -> Node:
+def _contraction(b: Rebuilder, node: Node, inputs: tuple[Node, ...], low: DType | None) -> Node:
+    """A product that its kernel can read; `low` is what float32 operands may be rounded to."""
     if node.dtype in (float16, bfloat16):
-        wide = tuple(b.make(node, "cast", x, dtype=float32) for x in inputs)
-        product = _contraction(b, b.again(node, wide), wide)
+        wide = tuple(_unrounded(b, x) for x in inputs)
+        product = b.make(node, "dot_general", *wide, **{**node.attrs, "low": node.dtype})
+        product = _contraction(b, product, wide, None)
         return b.make(node, "cast", product, dtype=node.dtype)
+    if low is not None and node.dtype is float32 and "low" not in node.attrs and _is_large(node):
+        node = b.make(node, "dot_general", *inputs, **{**node.attrs, "low": low})
     node = b.again(node, inputs)
     if describe(node) is not None:
         return node
@@ -140,6 +152,37 @@ def _contraction(b: Rebuilder, node: Node, inputs: tuple[Node, ...]) -> Node:
     return _flat_product(b, node, x, y, count, summed)
 
 
+def _is_large(node: Node) -> bool:
+    """Whether a product multiplies more than it reads: others are bound by memory."""
+    summed = prod(node.inputs[0].shape[i] for i in node.attrs["a_contract"])
+    batch = prod(node.inputs[0].shape[i] for i in node.attrs["a_batch"])
+    rows = node.inputs[0].size // max(summed * batch, 1)
+    columns = node.inputs[1].size // max(summed * batch, 1)
+    return min(summed, rows, columns) >= _LARGE
+
+
+def _unrounded(b: Rebuilder, node: Node) -> Node:
+    """The float32 input that `node`, an operand of 16 bits, is rounded from, in the same view; or
+    `node`. The product rounds it while packing: the cast costs no pass over memory."""
+    views: list[Node] = []
+    base = node
+    while base.op.kind == "movement":
+        views.append(base)
+        if len(base.inputs) != 1:
+            return node
+        base = base.inputs[0]
+    if base.op.name != "cast" or base.inputs[0].dtype is not float32:
+        return node
+    root = found = base.inputs[0]
+    while root.op.kind == "movement" and len(root.inputs) == 1:
+        root = root.inputs[0]
+    if root.op is not INPUT:
+        return node
+    for view in reversed(views):
+        found = b.again(view, (found,))
+    return found
+
+
 def _flat_product(b: Rebuilder, node: Node, x: Node, y: Node, batch: int, summed: int) -> Node:
     """Both operands copied in (batch, free, contract) order and flattened to three axes."""
     def flat(v: Node) -> Node:
@@ -148,8 +191,8 @@ def _flat_product(b: Rebuilder, node: Node, x: Node, y: Node, batch: int, summed
             sizes[0 if axis < batch else 2 if axis >= v.ndim - summed else 1] *= extent
         return b.make(node, "reshape", v, shape=tuple(sizes))
 
-    product = b.make(node, "dot_general", flat(x), flat(y), a_batch=(0,), a_contract=(2,),
-                     b_batch=(0,), b_contract=(2,))
+    at = {**node.attrs, "a_batch": (0,), "a_contract": (2,), "b_batch": (0,), "b_contract": (2,)}
+    product = b.make(node, "dot_general", flat(x), flat(y), **at)
     return b.make(node, "reshape", product, shape=node.shape)
 
 

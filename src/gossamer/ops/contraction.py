@@ -2,7 +2,8 @@
 
 `dot_general` names which axes of both operands are batch axes (paired, kept once) and which are
 contracted (paired, summed); matmul, bmm, einsum and convolution are permutations of it. Products of
-float16 and bfloat16 accumulate in float32 and round once.
+float16 and bfloat16 accumulate in float32 and round once: the compiler writes them with `low`, the
+dtype that both operands are rounded to, and a float32 result.
 
 Source of the form: XLA's DotGeneral.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gossamer.core.dtype import bool_
+from gossamer.core.dtype import DType, bfloat16, bool_, float32, round_to_bfloat16
 from gossamer.core.shape import inverse_permutation, size_of
 from gossamer.ir.node import Node, Shape
 from gossamer.ir.op import Op, Sample, define
@@ -28,8 +29,8 @@ def free_axes(ndim: int, batch: Shape, contract: Shape) -> Shape:
 
 
 def _dot_type(op: Op, a: Node, b: Node, *, a_batch: Shape, a_contract: Shape, b_batch: Shape,
-              b_contract: Shape) -> Type:
-    if a.dtype is not b.dtype:
+              b_contract: Shape, low: DType | None = None) -> Type:
+    if low is None and a.dtype is not b.dtype:
         raise dtype_error(op, (a, b), "operands must have one dtype", "Convert with .to(dtype).")
     if a.dtype is bool_:
         raise dtype_error(op, (a, b), "it is not defined for bool", "Convert with .to(dtype).")
@@ -39,7 +40,7 @@ def _dot_type(op: Op, a: Node, b: Node, *, a_batch: Shape, a_contract: Shape, b_
     shape = [left[i] for i in a_batch]
     shape += [n for i, n in enumerate(left) if i not in a_batch and i not in a_contract]
     shape += [n for i, n in enumerate(right) if i not in b_batch and i not in b_contract]
-    return tuple(shape), a.dtype
+    return tuple(shape), a.dtype if low is None else float32
 
 
 def _check_axes(op: Op, a: Node, b: Node, left: Shape, right: Shape, a_count: int,
@@ -61,7 +62,10 @@ def _check_axes(op: Op, a: Node, b: Node, left: Shape, right: Shape, a_count: in
 
 
 def _dot_reference(a: np.ndarray, b: np.ndarray, *, a_batch: Shape, a_contract: Shape,
-                   b_batch: Shape, b_contract: Shape) -> np.ndarray:
+                   b_batch: Shape, b_contract: Shape, low: DType | None = None) -> np.ndarray:
+    if low is not None:
+        a, b = (round_to_bfloat16(x) if low is bfloat16 else x.astype(low.numpy).astype(np.float32)
+                for x in (a, b))
     a_free = free_axes(a.ndim, a_batch, a_contract)
     b_free = free_axes(b.ndim, b_batch, b_contract)
     batch = [a.shape[i] for i in a_batch]

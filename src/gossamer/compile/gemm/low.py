@@ -55,13 +55,14 @@ class Stored:
         return replace(self.operand, strides=(b0 // 2, b1 // 2, r // 2, 1))
 
 
-def low_gemm(batch: tuple[int, int], m: int, n: int, k: int, low: DType, a: Stored, b: Stored,
-             out: Output | Epilogue, target: Target) -> list[Call]:
+def low_gemm(batch: tuple[int, int], m: int, n: int, k: int, low: DType, a: Stored | Packed,
+             b: Stored | Packed, out: Output | Epilogue, target: Target) -> list[Call]:
     """Calls of C[b0, b1, i, j] = sum over k of round(A[b0, b1, i, k]) round(B[b0, b1, j, k]).
 
     Args:
         low: the dtype that operands are rounded to: bfloat16 or float16.
-        a, b: operands; strides are (b0, b1, row of A or column of B, k).
+        a, b: operands; strides are (b0, b1, row of A or column of B, k). A `Packed` one gives
+            rounded numbers in float32, and then there are no pairs.
         out: C, float32, or the consumer of its blocks.
 
     Returns:
@@ -69,7 +70,8 @@ def low_gemm(batch: tuple[int, int], m: int, n: int, k: int, low: DType, a: Stor
 
     Cost: on a CPU with bfloat16 products half the multiply-adds of `gemm`, and half its reading.
     """
-    tile = pair_tile(target) if low is bfloat16 else None
+    plain = isinstance(a, Stored) and isinstance(b, Stored)
+    tile = pair_tile(target) if low is bfloat16 and plain else None
     depth = k if tile is None else -(-k // 2)
     left, right = (_packed(x, k, low, target, tile is not None) for x in (a, b))
     return gemm(batch, m, n, depth, float32, left, _columns(right), out, target, tile)
@@ -83,13 +85,14 @@ def _columns(b: Operand | Packed) -> Operand | Packed:
     return replace(b, strides=(b0, b1, row, column))
 
 
-def _packed(x: Stored, k: int, low: DType, target: Target, pairs: bool) -> Operand | Packed:
+def _packed(x: Stored | Packed, k: int, low: DType, target: Target,
+            pairs: bool) -> Operand | Packed:
+    if isinstance(x, Packed):
+        return x
     if pairs:
         ready = x.in_pairs(k)
         if ready is not None:
             return ready
-    elif x.dtype is float32 and low is float32:
-        return x.operand
     b0, b1, r, step = x.operand.strides
     words = (BufferRef(x.operand.buffer, x.operand.offset), b0, b1, r, step, k)
     source = _pack_source(x.dtype, low, x.order, pairs, target.vector_bytes // 4)
