@@ -82,7 +82,7 @@ def test_a_conversation_reads_only_what_is_new(model: GPT) -> None:
     engine._run = count  # type: ignore[method-assign]
     longer = [*ids, *said, *prompt(5, 4)]
     assert tokens(engine, Request(longer, max_tokens=3)) == naive(model, longer, 3)
-    assert fed[0] == 32 and len(fed) == 3  # the last reply token and four new ones, padded to 32
+    assert fed == [32, 1, 1]  # the last reply token and four new ones, padded to 32; then singly
     branch = [*ids[:30], *prompt(6, 4)]  # an edited message: what follows is forgotten
     assert tokens(engine, Request(branch, max_tokens=3)) == naive(model, branch, 3)
 
@@ -163,9 +163,13 @@ def test_probabilities_are_those_of_the_model(model: GPT) -> None:
 def test_few_programs(model: GPT) -> None:
     """A new prompt length or position compiles nothing."""
     engine = Engine(model, rows=2)
-    for length in range(1, 33):
-        tokens(engine, Request(prompt(length, length), max_tokens=2))
-    assert engine._advance.traced <= 2  # one token of all rows, one piece of one row
+    engine.warm_up()
+    made = engine._advance.traced
+    assert made == 6  # plain and full: one token of all rows, a short and a long piece of one row
+    for length in [*range(1, 40, 3), 100, CHUNK, CHUNK + 1, CONTEXT - 3, CONTEXT - 1]:
+        hot = Sampling(float(length % 2))
+        tokens(engine, Request(prompt(length, length), max_tokens=2, sampling=hot))
+    assert engine._advance.traced == made
 
 
 @pytest.mark.parametrize("ids", [[], [1] * CONTEXT, [VOCAB], [-1]])

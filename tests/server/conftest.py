@@ -52,7 +52,7 @@ class Running:
         self.thread = threading.Thread(target=self.server.run,
                                        kwargs={"sockets": [self.socket]}, daemon=True)
         self.thread.start()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while not self.server.started and time.monotonic() < deadline:
             time.sleep(0.01)
         assert self.server.started

@@ -264,6 +264,23 @@ def test_clients_that_vanish_free_their_slots(server: Running, stream: bool) -> 
     assert httpx.post(server.url + CHAT, json=say("hello"), timeout=60).status_code == 200
 
 
+def test_a_failing_round_is_told_and_does_not_end_the_server(
+        server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = server.served.host.engine
+    right = httpx.post(server.url + CHAT, json=say("hello"), timeout=60).json()["choices"]
+
+    def fail(*_: Any) -> None:
+        raise MemoryError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_run", fail)
+        response = httpx.post(server.url + CHAT, json=say("hello"), timeout=60)
+        assert response.status_code == 500 and "Decoding failed" in response.text
+        assert httpx.get(server.url + "/health").status_code == 503
+    assert httpx.post(server.url + CHAT, json=say("hello"), timeout=60).json()["choices"] == right
+    assert server.health()["status"] == "ok"
+
+
 def test_too_many_wait_and_a_stopped_server_says_so() -> None:
     running = Running(build(rows=1, most_waiting=2))
     try:

@@ -24,7 +24,7 @@ from gossamer.nn import functional as F
 __all__ = ["Engine", "Reply", "Request", "Sampling", "Token", "choose"]
 
 CHUNK = 128  # most prompt tokens fed in one round, so that others need not wait for a long prompt
-STEP = 32  # prompts are padded to a multiple of it: few shapes, few programs
+STEP = 32  # short pieces are padded to this, longer ones to CHUNK: two shapes, few programs
 ALTERNATIVES = 20  # tokens listed beside the chosen one when alternatives are asked for
 COLDEST = 1e-6  # temperatures below divide by this; greedy rows do not look at the quotient
 
@@ -100,7 +100,7 @@ class Reply:
 
     Attributes:
         tokens: so far.
-        finish: None while it goes on; then "stop", "length" or "cancelled".
+        finish: None while it goes on; then "stop", "length", "cancelled" or "failed".
         on_token: called with each token; on_end: called once at the end.
     """
 
@@ -227,12 +227,27 @@ class Engine:
                 self._finish(slot, "cancelled")
         self._admit()
         active = [slot for slot in self.slots if slot.reply is not None]
-        ready = [slot for slot in active if len(slot.todo) == 1]
+        # At the very end of the context there is no room for a padded piece.
+        ready = [slot for slot in active
+                 if len(slot.todo) == 1 or self.context - len(slot.ids) < STEP]
         for slot in active:
-            if len(slot.todo) > 1:
+            if slot not in ready:
                 self._prefill(slot)
         if ready:
             self._decode(ready)
+
+    def warm_up(self) -> None:
+        """Compile every program now, so that no request waits for it."""
+        for sampling in (Sampling(), Sampling(1.0)):
+            for length in (1, STEP, min(CHUNK, self.context - 1)):
+                for _ in self.generate(Request([0] * length, max_tokens=1, sampling=sampling)):
+                    pass
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything: requests and what the cache holds."""
+        self.waiting.clear()
+        self.slots = [_Slot(row) for row in range(self.rows)]
 
     # slots ------------------------------------------------------------------------------------
     def _admit(self) -> None:
@@ -260,9 +275,9 @@ class Engine:
     def _prefill(self, slot: _Slot) -> None:
         """Feed one piece of a prompt to one row."""
         assert slot.reply is not None
-        piece = slot.todo[:CHUNK]
-        start = len(slot.ids)
-        padded = min(-(-len(piece) // STEP) * STEP, self.context - start)
+        long = len(slot.todo) > STEP and self.context - len(slot.ids) >= CHUNK
+        padded = CHUNK if long else STEP
+        piece = slot.todo[:padded]
         last = len(piece) == len(slot.todo)
         knobs = slot.reply._knobs() if last else _GREEDY
         found = self._run([piece + [0] * (padded - len(piece))], [slot], [knobs],
@@ -279,12 +294,14 @@ class Engine:
         for slot in self.slots:
             reply = slot.reply if slot.row in chosen else None
             ids.append([slot.todo[0] if reply is not None else 0])
-            knobs.append(reply._knobs() if reply is not None else _GREEDY)
+            last = reply is not None and len(slot.todo) == 1
+            knobs.append(reply._knobs() if reply is not None and last else _GREEDY)
             wanted = wanted or (reply is not None and reply.request.alternatives)
         found = self._run(ids, self.slots, knobs, wanted)
         for slot in slots:
-            slot.ids.append(slot.todo.pop())
-            self._take(slot, found[slot.row])
+            slot.ids.append(slot.todo.pop(0))
+            if not slot.todo:
+                self._take(slot, found[slot.row])
 
     def _take(self, slot: _Slot, token: Token) -> None:
         """A token was chosen for a slot: hand it out, and see how it goes on."""
@@ -313,25 +330,27 @@ class Engine:
         with gs.no_grad():
             made = self._advance(
                 gs.tensor(ids), gs.tensor([starts, before]), gs.tensor(knobs), gs.tensor([last]),
-                None if rows is None else gs.tensor(rows), any(k[0] > 0 for k in knobs),
-                alternatives)
+                None if rows is None else gs.tensor(rows),
+                alternatives or any(k[0] > 0 for k in knobs))
         tokens, logprobs, *more = (t.tolist() for t in made)
-        if not alternatives:
+        if not more:
             return [Token(i, p) for i, p in zip(tokens, logprobs, strict=True)]
         return [Token(i, p, False, tuple(zip(names, values, strict=True)))
                 for i, p, names, values in zip(tokens, logprobs, *more, strict=True)]
 
     def _compute(self, ids: gs.Tensor, where: gs.Tensor, knobs: gs.Tensor, last: gs.Tensor,
-                 rows: gs.Tensor | None, sampled: bool,
-                 alternatives: bool) -> tuple[gs.Tensor, ...]:
-        """The compiled step: extend the cache, choose a token of each row."""
+                 rows: gs.Tensor | None, full: bool) -> tuple[gs.Tensor, ...]:
+        """The compiled step: extend the cache, choose a token of each row.
+
+        Without `full` the likeliest; with it as `knobs` say, and with the alternatives.
+        """
         starts, before = where[0], where[1]
         place = self.cache.place(starts, ids.shape[1], rows)
         logits = self.model(ids, place, before).index_select(1, last)[:, 0]  # (B, V)
-        chosen = choose(logits, knobs) if sampled else logits.argmax(-1)
+        chosen = choose(logits, knobs) if full else logits.argmax(-1)
         logprobs = F.log_softmax(logits, dim=-1)
         own = logprobs.gather(1, chosen[:, None])[:, 0]
-        if not alternatives:
+        if not full:
             return chosen, own
         best = logprobs.topk(min(ALTERNATIVES, logprobs.shape[1]))
         return chosen, own, best.indices, best.values

@@ -89,6 +89,8 @@ class _Reader:
                 return
         if self.ticket.reply.finish == "cancelled":
             raise ApiError(503, "The server is shutting down.", code="shutting_down")
+        if self.ticket.reply.finish == "failed":
+            raise ApiError(500, "Decoding failed; the server's log says why.", code="failed")
         rest = self._stream.rest()
         self.stopped = self._stream.stopped
         if rest or tokens:
@@ -412,7 +414,7 @@ def build_app(served: Served) -> Starlette:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        served.host.start()
+        await asyncio.to_thread(served.host.start)
         try:
             yield
         finally:

@@ -7,6 +7,7 @@ back with `call_soon_threadsafe` to the event loop of whoever asked.
 from __future__ import annotations
 
 import asyncio
+import logging
 import queue
 import threading
 import time
@@ -16,6 +17,7 @@ from gossamer.chat.engine import Engine, Reply, Request, Token
 
 __all__ = ["Busy", "Host", "Ticket"]
 
+_log = logging.getLogger(__name__)
 _IDLE = 0.05  # seconds between looks at the stop flag while nothing is asked
 
 
@@ -68,15 +70,16 @@ class Host:
 
     def __init__(self, engine: Engine, most_waiting: int = 256) -> None:
         self.engine, self.most_waiting = engine, most_waiting
-        self.served = 0  # requests that ended
-        self.failure: BaseException | None = None
+        self.failure: Exception | None = None  # of the last round
         self._inbox: queue.SimpleQueue[Reply] = queue.SimpleQueue()
-        self._stopping = threading.Event()
+        self._stopping, self._ready = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="gossamer-engine", daemon=True)
 
     def start(self) -> None:
-        """Begin to serve."""
+        """Begin to serve, after compiling what requests will need."""
         self._thread.start()
+        while not self._ready.wait(_IDLE) and self._thread.is_alive():
+            pass
 
     def stop(self) -> None:
         """End every reply as cancelled, and the thread."""
@@ -86,7 +89,7 @@ class Host:
 
     @property
     def healthy(self) -> bool:
-        """Whether the engine's thread runs."""
+        """Whether the engine's thread runs and its last round succeeded."""
         return self._thread.is_alive() and self.failure is None
 
     @property
@@ -107,7 +110,7 @@ class Host:
             Busy: too many wait already, or the host has stopped.
         """
         self.engine.check(request)
-        if self._stopping.is_set() or not self.healthy:
+        if self._stopping.is_set() or not self._thread.is_alive():
             raise Busy("the engine has stopped")
         if self.waiting >= self.most_waiting:
             raise Busy(f"{self.most_waiting} requests wait already")
@@ -117,15 +120,26 @@ class Host:
 
     def _run(self) -> None:
         try:
+            self.engine.warm_up()
+            self._ready.set()
             while not self._stopping.is_set():
                 self._collect()
                 if self.engine.busy:
-                    self.engine.step()
-        except BaseException as error:  # told to every client, and by /health
-            self.failure = error
-            raise
+                    self._step()
         finally:
-            self._end_all()
+            self._end_all("cancelled")
+
+    def _step(self) -> None:
+        """One round; if it fails, all who take part are told, and the engine begins anew."""
+        try:
+            self.engine.step()
+        except Exception as error:
+            _log.exception("a round of decoding failed")
+            self.failure = error
+            self._end_all("failed")
+            self.engine.reset()
+        else:
+            self.failure = None
 
     def _collect(self) -> None:
         """Take what is in the inbox; wait a moment if there is nothing at all to do."""
@@ -135,10 +149,10 @@ class Host:
             return
         self.engine.waiting.append(reply)
 
-    def _end_all(self) -> None:
+    def _end_all(self, reason: str) -> None:
         replies = [slot.reply for slot in self.engine.slots if slot.reply is not None]
         replies += self.engine.waiting
         while not self._inbox.empty():
             replies.append(self._inbox.get())
         for reply in replies:
-            reply._end("cancelled")
+            reply._end(reason)
