@@ -62,11 +62,11 @@ from gossamer.tensor import Parameter as Parameter, Size as Size, Tensor as Tens
 if TYPE_CHECKING:
     from gossamer import data as data, insight as insight, nn as nn, optim as optim
     from gossamer.creation import tensor as tensor  # not the module of that name
-    from gossamer.insight import explain as explain
+    from gossamer.insight import explain as explain, profile as profile
 
 # Rooms that are loaded when somebody names them: a third of the time that importing all would take.
 _ROOMS = ("data", "insight", "nn", "optim")
-_OF_INSIGHT = ("explain",)
+_OF_INSIGHT = ("explain", "profile")
 
 
 def __getattr__(name: str) -> Any:

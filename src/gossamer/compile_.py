@@ -72,6 +72,8 @@ class CompiledFunction:
         start = time.perf_counter()
         with watch.span("trace", self.name):
             made = Specialization(self.function, spec, tensors)
+        if made.inline:
+            watch.note("uncompiled", f"{self.name} {_summary(made)}")
         left = left_behind(made.born)
         if left is not None:
             name, line = user_line(left)

@@ -23,6 +23,7 @@ from gossamer.creation import array_node
 from gossamer.dispatch import PUBLIC, need_float, node_of, number, public
 from gossamer.ir.node import Node, type_text
 from gossamer.products import matmul_node
+from gossamer.runtime import watch
 from gossamer.tensor import CUSTOM, Tensor, wrap
 
 __all__ = ["cholesky", "det", "eigh", "eigvalsh", "inv", "lstsq", "matrix_exp", "matrix_rank",
@@ -120,7 +121,8 @@ def _value(node: Node) -> np.ndarray:
 
 def _lapack(name: str, node: Node, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     try:
-        return fn(_value(node), *args, **kwargs)
+        with watch.span("numpy", f"{name} of {type_text(node)}"):
+            return fn(_value(node), *args, **kwargs)
     except np.linalg.LinAlgError as error:
         raise GossamerError(f"{name}: {type_text(node)}: {error}. Check the matrix for NaN, for "
                             "equal rows, and for what the function asks of it.") from None
@@ -595,5 +597,4 @@ def tensorsolve(A: Tensor, B: Tensor, dims: Sequence[int] | None = None) -> Tens
         rest = [i for i in range(A.ndim) if i not in {d % A.ndim for d in dims}]
         A = A.permute(*rest, *dims)
     shape = A._node.shape[B.ndim:]
-    made = solve(A.reshape(B.numel(), -1), B.reshape(-1))
-    return made.reshape(shape)
+    return solve(A.reshape(B.numel(), -1), B.reshape(-1)).reshape(shape)

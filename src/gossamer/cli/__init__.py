@@ -9,6 +9,8 @@ from __future__ import annotations
 import signal
 import sys
 
+from gossamer.cli import see
+
 __all__ = ["main"]
 
 _EXTRA = ("typer", "rich", "tokenizers", "matplotlib", "click")
@@ -16,6 +18,9 @@ _EXTRA = ("typer", "rich", "tokenizers", "matplotlib", "click")
 
 def main() -> None:
     """Run the command line; exit status 1 with one line on stderr for what went wrong."""
+    for commands in (see,):
+        if sys.argv[1:2] and sys.argv[1] in commands.COMMANDS:
+            sys.exit(commands.run(sys.argv[1:]))
     try:
         from gossamer.cli.app import run
 

@@ -42,7 +42,9 @@ class Compiled:
         checks: (buffer number, message): a boolean to look at after the run; true means that an
             index was out of range.
         shared: (root, input) pairs: the root may be written over the input that it replaces.
-        owners, kernels: for `explain`: the cluster and the loops behind each call.
+        lines: file and number of the user's line that most of each call came from.
+        owners, kernels: for `explain`: the cluster and the loops behind each call; not kept on
+            disk.
     """
 
     calls: list[Call]
@@ -52,6 +54,7 @@ class Compiled:
     arena: Arena
     checks: list[tuple[int, str]]
     shared: frozenset[tuple[int, int]] = frozenset()
+    lines: list[tuple[str, int]] = field(default_factory=list)
     owners: list[Cluster] = field(default_factory=list)
     kernels: list[Kernel | None] = field(default_factory=list)
 
@@ -103,9 +106,14 @@ def compile_graph(roots: Sequence[Node], inputs: Sequence[Node], target: Target,
     made = Compiled(calls, len(inputs), sizes, outputs, arena,
                     [(b, _out_of_range(c.node))
                      for b, c in zip(numbers[len(graph):], checks, strict=True)],
-                    owners=owners, kernels=kernels)
+                    lines=[_line(c) for c in owners], owners=owners, kernels=kernels)
     made.shared = frozenset(pair for pair in donate if _may_share(made, *pair))
     return made
+
+
+def _line(cluster: Cluster) -> tuple[str, int]:
+    """The user's line of the largest member."""
+    return user_line(max(cluster.members, key=lambda m: m.size))
 
 
 def _out_of_range(node: Node) -> str:

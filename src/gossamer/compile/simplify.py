@@ -40,11 +40,11 @@ class Rebuilder:
         key = (op_name, tuple(id(x) for x in inputs), tuple(sorted(attrs.items(), key=_first)))
         found = self.known.get(key)
         if found is None:
-            STATE.where = like.where
+            before, STATE.where = STATE.where, like.where
             try:
                 found = op(*inputs, **attrs)
             finally:
-                STATE.where = None
+                STATE.where = before
             self.known[key] = found
         return found
 

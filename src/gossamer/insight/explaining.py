@@ -58,7 +58,7 @@ def explain(thing: Any, *args: Any, **kwargs: Any) -> Explanation:
     function, compiled = _callable(thing)
     tensors: list[Tensor] = []
     spec = flatten((args, kwargs), tensors)
-    name = getattr(function, "__qualname__", type(function).__name__)
+    name = getattr(function, "__qualname__", type(function).__name__).replace(".<locals>", "")
     realize([t._node for t in tensors])
     recorder = Recorder(timed=False)
     try:
@@ -115,7 +115,7 @@ def _explain_run(name: str, function: Callable[..., Any], args: Sequence[Any],
             outs: list[Tensor] = []
             flatten(function(*args, **kwargs), outs)
             realize([t._read() for t in (*outs, *tensors)])
-    views = recorder.views()
+    views, _ = recorder.views()
     return Explanation(name, views, [f"{name} runs uncompiled: {reason}", *recorder.problems()])
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gossamer.core.errors import GossamerError
 from gossamer.insight import page, table
-from gossamer.insight.peaks import Peaks, is_busy, peaks
+from gossamer.insight.limits import Peaks, is_busy, load_average, peaks
 from gossamer.insight.problems import find_problems
 from gossamer.insight.view import STAGES, KernelRecord, ProgramView
 
@@ -42,7 +42,7 @@ class Explanation:
             for k in p.kernels:
                 k.share = k.seconds * k.runs / total if total else 0.0
         self.problems = [*problems, *find_problems(self.programs)]
-        self.notes = [*notes, *_busy_note(self.peaks)]
+        self.notes = [*notes, *_busy_notes(self.peaks)]
 
     @property
     def kernels(self) -> list[KernelRecord]:
@@ -147,8 +147,11 @@ def _shortened(text: str, width: int) -> str:
     return text if len(text) <= width else text[:width - 1] + "…"
 
 
-def _busy_note(limits: Peaks) -> list[str]:
-    if not is_busy(limits.load):
-        return []
-    return [f"the limits of this machine were measured while it was busy (load {limits.load:.1f}); "
-            "run `gossamer doctor --measure` when it is quiet"]
+def _busy_notes(limits: Peaks) -> list[str]:
+    notes, load = [], load_average()
+    if is_busy(load):
+        notes.append(f"other work ran beside the timing (load {load:.1f}): times are too long")
+    if is_busy(limits.load):
+        notes.append("the limits of this machine were measured while it was busy (load "
+                     f"{limits.load:.1f}); run `gossamer doctor --measure` when it is quiet")
+    return notes

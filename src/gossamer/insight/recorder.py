@@ -1,11 +1,13 @@
 """What ran while somebody watched: programs with their graphs, times and counts. Surface.
 
 The one idea: a watcher keeps, for each plan, one copy of its graph (over `input` leaves, so that no
-tensor's memory is held) and the sum of the walker's readings; views are made only when asked for.
+tensor's memory is held) and the walker's last readings; views are made only when asked for.
 """
 
 from __future__ import annotations
 
+import statistics
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +21,8 @@ from gossamer.runtime.watch import Watcher
 
 __all__ = ["Recorder"]
 
+_SAMPLES = 101  # runs of one program whose times are kept for the medians
+
 
 @dataclass
 class _Runs:
@@ -27,7 +31,11 @@ class _Runs:
     compiled: Compiled
     count: int = 0
     total: int = 0
-    calls: list[int] = field(default_factory=list)
+    samples: deque[list[int]] = field(default_factory=lambda: deque(maxlen=_SAMPLES))
+
+    def calls(self) -> list[float]:
+        """Median seconds of each call over the last runs."""
+        return [1e-9 * statistics.median(column) for column in zip(*self.samples, strict=True)]
 
 
 class Recorder(Watcher):
@@ -44,7 +52,9 @@ class Recorder(Watcher):
         self.runs: dict[int, _Runs] = {}
         self.plans: list[Compiled] = []  # alive, so that their ids stay theirs
         self.notes: dict[str, tuple[int, float]] = {}
-        self.traces: dict[str, int] = {}
+        self.traces: dict[str, int] = {}  # of each function
+        self.spans: dict[str, int] = {}  # ns of each kind of step
+        self._unnamed: list[int] = []  # plans of the function that is being traced
 
     def planned(self, plan: Any, graph: Canonical, donate: Sequence[tuple[int, int]],
                 literal: bool) -> None:
@@ -55,23 +65,28 @@ class Recorder(Watcher):
         file, line = user_line(graph.roots[0])
         self.names[id(plan)] = f"{graph.roots[0].op.name} at {file.rpartition('/')[2]}:{line}"
         self.plans.append(plan)
+        if literal:
+            self._unnamed.append(id(plan))
 
     def ran(self, program: Program, begin: int, end: int, marks: Sequence[int],
             chunks: Sequence[tuple[int, int, int, int, int, int]]) -> None:
         if not self.timed:
             return
         runs = self.runs.setdefault(id(program.compiled), _Runs(program.compiled))
-        times = [marks[i + 1] - marks[i] for i in range(0, len(marks), 2)]
-        if not runs.calls:
-            runs.calls = [0] * len(times)
         runs.count += 1
         runs.total += end - begin
-        for i, t in enumerate(times):
-            runs.calls[i] += t
+        runs.samples.append([marks[i + 1] - marks[i] for i in range(0, len(marks), 2)])
 
     def span(self, kind: str, name: str, begin: int, end: int) -> None:
+        if kind == "numpy":
+            self.note(kind, f"{name} runs in NumPy, in float64", 1e-9 * (end - begin))
+        self.spans[kind] = self.spans.get(kind, 0) + end - begin
         if kind == "trace":
+            name = name.replace(".<locals>", "")
             self.traces[name] = self.traces.get(name, 0) + 1
+            for key in self._unnamed:
+                self.names[key] = name
+            self._unnamed.clear()
 
     def note(self, kind: str, text: str, seconds: float) -> None:
         times, spent = self.notes.get(text, (0, 0.0))
@@ -82,18 +97,20 @@ class Recorder(Watcher):
         """The graph of a plan that was made while watching."""
         return self.origins[id(plan)]
 
-    def views(self) -> list[ProgramView]:
-        """Every program that ran, with the mean time of each kernel."""
+    def views(self, most: int = 1 << 30) -> tuple[list[ProgramView], int]:
+        """(the `most` programs with the most time, with the median time of each kernel; how many
+        are left out). Programs that were compiled before anybody watched are left out too."""
+        known = sorted((key for key in self.runs if key in self.origins),
+                       key=lambda key: -self.runs[key].total)
         found = []
-        for key, runs in self.runs.items():
-            if key not in self.origins:
-                continue  # compiled before anybody watched
+        for key in known[:most]:
+            runs = self.runs[key]
             view = ProgramView(self.names[key], self.origins[key], runs.count, 1e-9 * runs.total)
-            view.put_times([1e-9 * t / runs.count for t in runs.calls])
+            view.put_times(runs.calls(), len(runs.samples))
             for k in view.kernels:
                 k.runs = runs.count
             found.append(view)
-        return found
+        return found, len(self.runs) - len(found)
 
     def problems(self) -> list[str]:
         """Slow paths that are no kernels."""

@@ -17,8 +17,8 @@ from gossamer.compile.calls import Call, KernelSource
 from gossamer.compile.pipeline import Compiled, compile_graph
 from gossamer.compile.schedule import Cluster
 from gossamer.insight.cost import Work, work_of
+from gossamer.insight.limits import Peaks
 from gossamer.insight.measure import Timing, time_program
-from gossamer.insight.peaks import Peaks
 from gossamer.ir.loop import Kernel, show
 from gossamer.ir.node import Node, type_text, user_line
 from gossamer.ir.printer import format_graph
@@ -65,7 +65,8 @@ class KernelRecord:
         calls: (number in the program, name) of its native calls.
         sources: LLVM texts, callbacks included.
         work: FLOPs and bytes.
-        seconds: measured, median; `runs` of them were made in all (scripts, profiles), else 1.
+        seconds: measured, median of `samples` runs.
+        runs: how many there were in all (scripts); 1 where a program was only timed.
         least, bound: seconds that the roofline allows at best, and what sets them.
         share: of the time of all kernels explained together.
         problems: what makes it slow and could be avoided, in words.
@@ -83,6 +84,7 @@ class KernelRecord:
     work: Work
     seconds: float = 0.0
     runs: int = 1
+    samples: int = 0
     least: float = 0.0
     bound: str = ""
     share: float = 0.0
@@ -190,11 +192,12 @@ class ProgramView:
         self.params = len(params)
         self.timing = time_program(self.program, inputs, params)
         self.seconds = self.seconds or self.timing.total
-        self.put_times(self.timing.calls)
+        self.put_times(self.timing.calls, self.timing.rounds)
 
-    def put_times(self, calls: Sequence[float]) -> None:
-        """Give each kernel its time, from seconds of each call."""
+    def put_times(self, calls: Sequence[float], samples: int) -> None:
+        """Give each kernel its time, from seconds of each call (medians of `samples` runs)."""
         for k in self.kernels:
+            k.samples = samples
             k.seconds = sum(calls[i] for i, _ in k.calls)
 
     def rate(self, limits: Peaks) -> None:

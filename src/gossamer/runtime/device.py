@@ -21,7 +21,7 @@ from typing import Any
 
 from gossamer.core.settings import setting
 
-__all__ = ["Host", "cache_bytes", "host", "llvm", "usable_cores"]
+__all__ = ["Host", "cache_bytes", "cpu_quota", "host", "llvm", "usable_cores"]
 
 # Features that fall with another one: LLVM clears what depends on a removed feature, and our own
 # view of the host must agree. A name that ends in "*" stands for every feature beginning so.
@@ -160,9 +160,14 @@ def _cores_of_process() -> int:
         cores = len(os.sched_getaffinity(0))
     else:
         cores = os.cpu_count() or 1
-    quota = _cgroup_cores(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
+    quota = cpu_quota()
     # A quota of 1.5 cores is two threads at three quarters speed, which beats one at full speed.
     return max(1, cores if math.isinf(quota) else min(cores, math.ceil(quota)))
+
+
+def cpu_quota() -> float:
+    """Cores that the control groups of this process allow; infinity without a limit."""
+    return _cgroup_cores(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
 
 
 def _cgroup_cores(membership: Path, root: Path) -> float:

@@ -203,6 +203,7 @@ def evaluate(roots: Sequence[Node], order: Sequence[Node] | None = None) -> None
         CompileError: a defect of the compiler.
     """
     if setting("GOSSAMER_REFERENCE"):
+        watch.note("numpy", "graphs are evaluated by the NumPy reference (GOSSAMER_REFERENCE)")
         for node, array in zip(roots, reference.evaluate(list(roots)), strict=True):
             node.value = Data.from_array(array.astype(node.dtype.numpy), node.dtype)
         return

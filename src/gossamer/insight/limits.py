@@ -82,7 +82,7 @@ def peaks(measure: bool = False) -> Peaks:
     Cost: 2 s and up to 256 MB the first time, nothing later.
 
     Example:
-        >>> limits = gs.insight.peaks.peaks()
+        >>> limits = gs.insight.peaks()
         >>> limits.flops["float32"] > 1e8
         True
     """
@@ -97,12 +97,13 @@ def _known(threads: int, folder: str, no_cache: bool) -> Peaks:
         found = Peaks(**json.loads(path.read_text())) if path else None
     except (OSError, ValueError, TypeError):  # not there, or of another version
         found = None
-    if found is None or (is_busy(found.load) and not is_busy(_load())):
+    if found is None or (is_busy(found.load) and not is_busy(load_average())):
         return _measured()
     return found
 
 
-def _load() -> float:
+def load_average() -> float:
+    """Of the last minute, in cores; 0 where the system does not tell."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
 
@@ -137,7 +138,7 @@ def _measured() -> Peaks:
 
 def _measure(machine: Host, threads: int) -> Peaks:
     dtypes = ["float32", "float64", *(["bfloat16"] if machine.has("avx512bf16") else [])]
-    load = _load()
+    load = load_average()
     core = {d: _flops(machine, d, 1) for d in dtypes}
     every = {d: max(core[d], _flops(machine, d, threads)) for d in core} if threads > 1 else core
     l2, l3 = machine.l2_bytes, max(machine.l3_bytes, 2 * machine.l2_bytes * threads)
