@@ -25,7 +25,10 @@ def test_what_was_written_is_read(tmp_path) -> None:
     disk.write(KEY, b"machine code")
     disk.write(OTHER, b"")
     assert disk.read(KEY) == b"machine code" and disk.read(OTHER) == b""
-    assert sorted(p.suffix for p in disk.folder.iterdir()) == [".kernel", ".kernel"]
+    disk.write(KEY, b"a plan", cache.PLAN)
+    assert disk.read(KEY, cache.PLAN) == b"a plan" and disk.read(KEY) == b"machine code"
+    names = sorted(p.suffix or p.name for p in disk.folder.iterdir())
+    assert names == [".kernel", ".kernel", ".plan", "account"]
 
 
 def _truncate(data: bytes) -> bytes:
@@ -71,12 +74,12 @@ def test_a_full_disk_gives_one_warning_and_leaves_no_parts(tmp_path, monkeypatch
         disk.write(KEY, b"code")
         disk.write(KEY, b"code")
     assert len(caught) == 1
-    assert [p.name for p in tmp_path.iterdir()] == [disk.path(OTHER).name]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [disk.path(OTHER).name, "account"]
     assert disk.read(OTHER) == b"written before"  # reading goes on
 
 
 def test_the_least_recently_used_go_first(tmp_path) -> None:
-    disk = DiskCache(tmp_path, bound=10_000)
+    disk = DiskCache(tmp_path, bound=20_000)
     keys = [bytes([i]) * 32 for i in range(9)]
     now = time.time()
     for i, key in enumerate(keys):
@@ -85,7 +88,7 @@ def test_the_least_recently_used_go_first(tmp_path) -> None:
     assert disk.read(keys[0]) is not None  # older than a day: reading makes it new
     disk.write(b"x" * 32, bytes(1000))
     left = [i for i, key in enumerate(keys) if disk.path(key).exists()]
-    assert left == [0, 4, 5, 6, 7, 8]  # 10 entries of 1090 bytes; 7 are under 80 %
+    assert left == [0, 4, 5, 6, 7, 8]  # 10 entries of 2 KiB each; 7 are under 80 %
     assert sum(size for _, size, _ in disk.entries()) <= 0.8 * disk.bound
 
 
@@ -101,14 +104,68 @@ def test_other_files_in_the_folder_are_never_touched(tmp_path) -> None:
     disk.write(OTHER, bytes(5000))
     disk.clear()
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "b.kernel-part", "folder.kernel", "thesis.txt"]
+        "b.kernel-part", "folder.kernel", "thesis.txt"]  # a part may be another process's
+
+
+def test_a_write_does_not_count_the_folder(tmp_path, monkeypatch) -> None:
+    counts = 0
+    scan = DiskCache._scan
+
+    def counted(self, suffix):
+        nonlocal counts
+        counts += 1
+        return scan(self, suffix)
+
+    monkeypatch.setattr(DiskCache, "_scan", counted)
+    for process in range(5):  # each begins with an object of its own
+        disk = DiskCache(tmp_path)
+        for i in range(20):
+            disk.write(bytes([process, i]) * 16, bytes(300 * i))
+    assert counts <= 2  # the first write of all: what is there, and parts of dead processes
+    written = sum(-(-size // 1024) for _, size, _ in disk.entries())
+    assert (tmp_path / "account").stat().st_size == written
+
+
+@pytest.mark.parametrize("account", [None, 0, 1, 10_000])
+def test_a_wrong_account_costs_a_count_and_no_entry_too_many(tmp_path, account) -> None:
+    disk = DiskCache(tmp_path, bound=30_000)
+    for i in range(10):
+        disk.write(bytes([i]) * 32, bytes(900))
+    path = tmp_path / "account"
+    path.unlink()
+    if account is not None:
+        path.write_bytes(b"x" * account)
+    for i in range(10, 40):
+        disk.write(bytes([i]) * 32, bytes(900))
+    held = sum(size for _, size, _ in disk.entries())
+    assert 10_000 < held <= (60_000 if account == 1 else 30_000)
+    assert not disk.broken and path.stat().st_size * 1024 >= held / 2
+
+
+def test_verify_finds_and_removes_what_is_damaged(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("GOSSAMER_CACHE", str(tmp_path))
+    disk = cache.current()
+    assert disk is not None and cache.verify() == (0, [])
+    keys = [bytes([i]) * 32 for i in range(5)]
+    for key in keys:
+        disk.write(key, b"code" * 100)
+    disk.path(keys[1]).write_bytes(b"")
+    disk.path(keys[3]).write_bytes(disk.path(keys[2]).read_bytes())
+    (disk.folder / "what.kernel").write_text("no key")
+    looked, damaged = cache.verify()
+    assert looked == 6
+    assert sorted(p.name for p in damaged) == sorted(
+        [disk.path(keys[1]).name, disk.path(keys[3]).name, "what.kernel"])
+    assert cache.verify() == (3, [])
 
 
 def test_info_and_clear(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("GOSSAMER_CACHE", str(tmp_path))
     assert cache.info() == cache.CacheInfo(tmp_path / "kernels", 0, 0, 1 << 30)
     jit.addresses([kernel("  store i64 4711, ptr %args")])
-    assert cache.info().entries == 1 and cache.info().nbytes > 100
+    found = cache.info()
+    assert (found.entries, found.plans) == (1, 0) and found.nbytes > 100
+    assert abs(found.newest - time.time()) < 60 and found.oldest == found.newest
     assert cache.clear() == 1 and cache.info().entries == 0
     monkeypatch.setenv("GOSSAMER_NO_CACHE", "1")
     assert cache.info().folder is None and cache.clear() == 0
@@ -126,7 +183,7 @@ def test_a_second_process_compiles_nothing(tmp_path) -> None:
     code = COMPILE.replace("COUNT", "7")
     runs = [python(code, GOSSAMER_CACHE=str(tmp_path)) for _ in range(2)]
     assert [run.stdout.split() for run in runs] == [["7", "0"], ["0", "7"]], runs[1].stderr
-    for path in (tmp_path / "kernels").iterdir():
+    for path in (tmp_path / "kernels").glob("*.kernel"):
         path.write_bytes(path.read_bytes()[:100])
     again = python(code, GOSSAMER_CACHE=str(tmp_path))
     assert again.stdout.split() == ["7", "0"] and again.stderr == ""

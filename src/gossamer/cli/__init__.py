@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import sys
 
-from gossamer.cli import see
+from gossamer.cli import cache, see
 
 __all__ = ["main"]
 
@@ -18,7 +18,7 @@ _EXTRA = ("typer", "rich", "tokenizers", "matplotlib", "click")
 
 def main() -> None:
     """Run the command line; exit status 1 with one line on stderr for what went wrong."""
-    for commands in (see,):
+    for commands in (see, cache):
         if sys.argv[1:2] and sys.argv[1] in commands.COMMANDS:
             sys.exit(commands.run(sys.argv[1:]))
     try:

@@ -67,7 +67,7 @@ def _plan(graph: Canonical, donate: Sequence[tuple[int, int]]) -> Compiled:
     disk = cache.current()
     key = _key(graph, donate, target) if disk is not None else b""
     if disk is not None:
-        stored = disk.read(key)
+        stored = disk.read(key, cache.PLAN)
         if stored is not None:
             try:
                 found = pickle.loads(stored)
@@ -78,5 +78,5 @@ def _plan(graph: Canonical, donate: Sequence[tuple[int, int]]) -> Compiled:
     roots, inputs = graph.graph(literal=True)
     made = compile_graph(roots, inputs, target, specialize=True, donate=donate)
     if disk is not None:
-        disk.write(key, pickle.dumps(replace(made, owners=[], kernels=[])))
+        disk.write(key, pickle.dumps(replace(made, owners=[], kernels=[])), cache.PLAN)
     return made
