@@ -33,7 +33,7 @@ WORKED = {
              ["2024-02-30", "27+3=30 of 29", "27+3=30 of 29 => 2024-03-02"]),
     "story": (((("go", "Mia", "garden"), ("take", "Tom", "cup"), ("go", "Tom", "barn"),
                 ("give", "Tom", "cup>Mia")), "thing", "cup"),
-              "Mia has the cup. Mia is in the garden. => garden", "the garden",
+              "So Mia has the cup. Mia is in the garden. => garden", "the garden",
               ["Tom has the cup. Tom is in the barn. => barn", "Mia"]),
 }
 

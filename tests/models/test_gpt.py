@@ -7,7 +7,7 @@ import math
 import pytest
 
 import gossamer as gs
-from gossamer.models.gpt import GPT, GPTConfig
+from gossamer.models.gpt import GPT, SMEAR, GPTConfig
 
 SMALL = GPTConfig(vocab_size=70, n_layer=2, n_head=4, n_embd=32, sequence_len=24)
 GROUPED = GPTConfig(vocab_size=70, n_layer=2, n_head=4, n_kv_head=2, n_embd=32, sequence_len=24)
@@ -26,6 +26,12 @@ def trained_like(config: GPTConfig) -> GPT:
 
 def random_ids(model: GPT, rows: int, length: int) -> gs.Tensor:
     return gs.randint(0, model.config.vocab_size, (rows, length))
+
+
+def window(ids: gs.Tensor, start: int) -> gs.Tensor:
+    """The SMEAR tokens before `start`, with a token that must not matter where there are none."""
+    filler = gs.full((ids.shape[0], SMEAR), 5, dtype=gs.int64)
+    return gs.cat([filler, ids], dim=1)[:, start : start + SMEAR]
 
 
 def test_starts_as_a_uniform_guess() -> None:
@@ -58,8 +64,7 @@ def test_cached_forward_equals_the_whole(config: GPTConfig, chunks: tuple[int, .
         cache, parts, start = model.cache(3), [], 0
         for length in chunks:
             place = cache.place(gs.full((3,), start), length)
-            before = ids[:, start - 1] if start else gs.zeros(3, dtype=gs.int64)
-            parts.append(model(ids[:, start : start + length], place, before))
+            parts.append(model(ids[:, start : start + length], place, window(ids, start)))
             start += length
     assert gs.allclose(gs.cat(parts, dim=1), whole, atol=1e-4)
 
@@ -74,14 +79,28 @@ def test_rows_at_different_positions(config: GPTConfig) -> None:
         cache = model.cache(3)
         for line, row, length in ((0, 2, 7), (1, 0, 3)):
             model(ids[line:line + 1, :length], cache.place(gs.tensor([0]), length,
-                                                           gs.tensor([row])), gs.tensor([0]))
+                                                           gs.tensor([row])),
+                  window(ids[:1], 0))
         untouched = cache.keys[0][24:48].clone()
         place = cache.place(gs.tensor([7, 3]), 5, gs.tensor([2, 0]))
         new = gs.stack([ids[0, 7:12], ids[1, 3:8]])
-        logits = model(new, place, gs.stack([ids[0, 6], ids[1, 2]]))
+        logits = model(new, place, gs.cat([window(ids[:1], 7), window(ids[1:], 3)]))
     assert gs.allclose(logits[0], whole[0, 7:12], atol=1e-4)
     assert gs.allclose(logits[1], whole[1, 3:8], atol=1e-4)
     assert gs.equal(cache.keys[0][24:48], untouched) and not untouched.any()
+
+
+def test_each_position_takes_in_the_four_before_it() -> None:
+    """Through the smear alone (no attention): a change reaches four positions on, no further."""
+    model = trained_like(SMALL)
+    with gs.no_grad():
+        for block in model.blocks:
+            block.attn.proj.weight.zero_()
+        ids = random_ids(model, 1, 12)
+        other = ids.clone()
+        other[0, 3] = (other[0, 3] + 1) % SMALL.vocab_size
+        differs = (model(ids) - model(other)).abs().amax(dim=-1)[0] > 1e-3
+    assert differs.tolist() == [3 <= t <= 3 + SMEAR for t in range(12)]
 
 
 def test_counts() -> None:
@@ -89,7 +108,7 @@ def test_counts() -> None:
     D, V, L, T = 128, 1024, 4, 256
     matmul = L * 12 * D * D + V * D
     tables = V * D * (1 + L // 2)  # tokens, and values in every second layer
-    assert 0 < model.count_parameters() - matmul - tables < 2 * D  # smear and gates
+    assert 0 < model.count_parameters() - matmul - tables < 5 * D  # smear and gates
     assert model.estimate_flops() == 6 * matmul + 12 * L * D * T
     assert len(model.matrix_parameters()) == 6 * L
     kinds = [*model.matrix_parameters(), *model.value_tables(), *model.small_parameters(),

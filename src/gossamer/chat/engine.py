@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import gossamer as gs
-from gossamer.models.gpt import GPT
+from gossamer.models.gpt import GPT, SMEAR
 from gossamer.nn import functional as F
 
 __all__ = ["Engine", "Reply", "Request", "Sampling", "Token", "choose"]
@@ -326,10 +326,10 @@ class Engine:
         """Feed ids, (B, T), to slots and choose a token for each after position `last`."""
         # An idle row writes where nothing is kept: behind what it holds.
         starts = [min(len(s.ids), self.context - 1) for s in slots]
-        before = [s.ids[-1] if s.ids else 0 for s in slots]
+        before = zip(*([*[0] * SMEAR, *s.ids][-SMEAR:] for s in slots), strict=True)
         with gs.no_grad():
             made = self._advance(
-                gs.tensor(ids), gs.tensor([starts, before]), gs.tensor(knobs), gs.tensor([last]),
+                gs.tensor(ids), gs.tensor([starts, *before]), gs.tensor(knobs), gs.tensor([last]),
                 None if rows is None else gs.tensor(rows),
                 alternatives or any(k[0] > 0 for k in knobs))
         tokens, logprobs, *more = (t.tolist() for t in made)
@@ -344,7 +344,7 @@ class Engine:
 
         Without `full` the likeliest; with it as `knobs` say, and with the alternatives.
         """
-        starts, before = where[0], where[1]
+        starts, before = where[0], where[1:].transpose(0, 1)  # (B,), (B, SMEAR)
         place = self.cache.place(starts, ids.shape[1], rows)
         logits = self.model(ids, place, before).index_select(1, last)[:, 0]  # (B, V)
         chosen = choose(logits, knobs) if full else logits.argmax(-1)

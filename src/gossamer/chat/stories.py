@@ -1,9 +1,10 @@
 """A small world whose stories are true by construction, and questions about them. Layer 7.
 
 A story is a list of events (someone goes, takes, gives); `state_after` replays them, so every
-question has an exact answer. The reply names each hop before the result, "Mia has the cup. Mia is
-in the garden. => garden": two one-hop look-ups instead of one two-hop inference, which a model of
-four layers learns within minutes.
+question has an exact answer. The reply names each hop before the result, "So Mia has the cup. Mia
+is in the garden. => garden": two one-hop look-ups instead of one two-hop inference, which a model
+of four layers learns within minutes. It does not begin with the name, since a name without the
+space before it is another token than the one in the story.
 """
 
 from __future__ import annotations
@@ -104,8 +105,8 @@ def _story_answer(facts: StoryFacts) -> str:
     events, kind, subject = facts
     where, holder = state_after(events)
     if kind == "person":
-        return f"{subject} is in the {where[subject]}.{ARROW}{where[subject]}"
-    first = f"{holder[subject]} has the {subject}."
+        return f"So {subject} is in the {where[subject]}.{ARROW}{where[subject]}"
+    first = f"So {holder[subject]} has the {subject}."
     if kind == "holder":
         return f"{first}{ARROW}{holder[subject]}"
     place = where[holder[subject]]
