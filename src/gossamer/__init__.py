@@ -46,6 +46,10 @@ from gossamer.core.errors import (
     ShapeError as ShapeError,
     TraceError as TraceError,
 )
+from gossamer.core.precision import (
+    get_float32_matmul_precision as get_float32_matmul_precision,
+    set_float32_matmul_precision as set_float32_matmul_precision,
+)
 from gossamer.devices import (
     Device as device,  # noqa: F401
     get_default_device as get_default_device,

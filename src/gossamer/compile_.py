@@ -17,6 +17,7 @@ from typing import Any
 
 from gossamer.core.dtype import get_default_dtype
 from gossamer.core.errors import TraceError
+from gossamer.core.precision import get_float32_matmul_precision
 from gossamer.ir.node import STATE, user_line
 from gossamer.modes import MODES
 from gossamer.runtime import watch
@@ -49,7 +50,7 @@ class CompiledFunction:
         spec = flatten((args, kwargs), tensors)
         key = (key_of(spec), tuple([(t._node.shape, t._node.dtype, t._leaf) for t in tensors]),
                STATE.grad_enabled, MODES.inference, MODES.device, MODES.autocast,
-               get_default_dtype(), get_num_threads())
+               get_default_dtype(), get_num_threads(), get_float32_matmul_precision())
         known = self._traces.setdefault(key, [])
         for found in known:
             if found.holds():

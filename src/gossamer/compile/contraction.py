@@ -71,6 +71,11 @@ class Product:
     rows: tuple[_Group, ...]
     columns: tuple[_Group, ...]
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether both operands are read through strides."""
+        return isinstance(self.a, Strided) and isinstance(self.b, Strided)
+
 
 def strides_of(node: Node) -> tuple[Node, int, list[int]] | None:
     """The node in memory under a chain of movements, the offset and the stride of each axis, in

@@ -15,7 +15,7 @@ from gossamer.compile.attention import has_kernel
 from gossamer.compile.calls import Call
 from gossamer.compile.contraction import contraction_calls
 from gossamer.compile.expand import expand
-from gossamer.compile.gemm import Target
+from gossamer.compile.gemm import Target, low_products
 from gossamer.compile.lower import Nest, lower_loops
 from gossamer.compile.memory import Arena, plan_arena
 from gossamer.compile.prepare import copy, index_checks, prepare
@@ -82,7 +82,8 @@ def compile_graph(roots: Sequence[Node], inputs: Sequence[Node], target: Target,
     graph = simplify(expanded)
     see("simplified", graph)
     checks = index_checks(toposort(graph))
-    wanted = [_in_memory(r) for r in prepare(simplify([*graph, *(c.flag for c in checks)]))]
+    simple = simplify([*graph, *(c.flag for c in checks)])
+    wanted = [_in_memory(r) for r in prepare(simple, low_products(target))]
     see("prepared", wanted)
     leaf = {id(x) for x in inputs}
     buffers = {id(x): i for i, x in enumerate(inputs)}

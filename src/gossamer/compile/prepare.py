@@ -129,8 +129,10 @@ def _contraction(b: Rebuilder, node: Node, inputs: tuple[Node, ...], low: DType 
         product = b.make(node, "dot_general", *wide, **{**node.attrs, "low": node.dtype})
         product = _contraction(b, product, wide, None)
         return b.make(node, "cast", product, dtype=node.dtype)
-    if low is not None and node.dtype is float32 and "low" not in node.attrs and _is_large(node):
-        node = b.make(node, "dot_general", *inputs, **{**node.attrs, "low": low})
+    if low is not None and node.dtype is float32 and _is_large(node):
+        found = describe(b.again(node, inputs))
+        if found is not None and found.in_memory:
+            return b.make(node, "dot_general", *inputs, **{**node.attrs, "low": low})
     node = b.again(node, inputs)
     if describe(node) is not None:
         return node

@@ -16,6 +16,7 @@ from typing import Any
 
 from gossamer.compile.calls import Param
 from gossamer.compile.pipeline import compile_graph
+from gossamer.core.precision import get_float32_matmul_precision
 from gossamer.core.settings import setting
 from gossamer.ir.node import STATE, Node, toposort
 from gossamer.ir.op import CONSTANT, INPUT
@@ -154,7 +155,7 @@ def _threads() -> int:
 
 def program_for(graph: Canonical) -> Program:
     """The program of a structure, compiled at first use; shapes are not compiled in."""
-    key = (graph.key, _threads())
+    key = (graph.key, _threads(), get_float32_matmul_precision())
     with _lock:
         found = _programs.get(key)
         if found is not None:

@@ -40,7 +40,8 @@ def _key(graph: Canonical, donate: Sequence[tuple[int, int]], target: Target) ->
     for node in graph.order:
         if node.where not in lines:
             lines[node.where] = user_line(node)
-    machine = (target.vector_bytes, sorted(target.features), target.l1, target.l2, target.threads)
+    machine = (target.vector_bytes, sorted(target.features), target.l1, target.l2, target.threads,
+               target.products)
     parts = (graph.key, graph.literals, [lines[n.where] for n in graph.order], tuple(donate),
              machine, _compiler_stamp())
     return hashlib.sha256(repr(parts).encode()).digest()

@@ -18,6 +18,7 @@ from gossamer.compile.gemm import Target
 from gossamer.compile.pipeline import Compiled
 from gossamer.core.dtype import DType
 from gossamer.core.errors import IndexingError
+from gossamer.core.precision import product_dtype
 from gossamer.ir.node import Shape
 from gossamer.runtime import watch
 from gossamer.runtime.buffer import Buffer, allocate
@@ -33,7 +34,8 @@ __all__ = ["Program", "host_target"]
 def host_target() -> Target:
     """This machine, as the compiler sees it."""
     h = host()
-    return Target(h.vector_bytes, h.features, h.l1_bytes, h.l2_bytes, get_num_threads())
+    return Target(h.vector_bytes, h.features, h.l1_bytes, h.l2_bytes, get_num_threads(),
+                  product_dtype())
 
 
 class Program:

@@ -8,6 +8,7 @@
 from gossamer.compile.gemm.low import Stored, low_gemm
 from gossamer.compile.gemm.operands import Epilogue, Operand, Output, Packed
 from gossamer.compile.gemm.plan import gemm
-from gossamer.compile.gemm.target import Target
+from gossamer.compile.gemm.target import Target, low_products
 
-__all__ = ["Epilogue", "Operand", "Output", "Packed", "Stored", "Target", "gemm", "low_gemm"]
+__all__ = ["Epilogue", "Operand", "Output", "Packed", "Stored", "Target", "gemm", "low_gemm",
+           "low_products"]

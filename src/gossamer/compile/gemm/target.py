@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from gossamer.core.dtype import DType, float32
 
-__all__ = ["Target", "Tile", "pair_tile", "tile_for"]
+__all__ = ["Target", "Tile", "low_products", "pair_tile", "tile_for"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Target:
         features: LLVM feature names that the code may rely on, e.g. `{"avx512f", "fma"}`.
         l1, l2: data caches of one core, in bytes.
         threads: workers that will run the kernels; decides how finely work is cut, never results.
+        products: what operands of float32 products may be rounded to, if that is faster.
     """
 
     vector_bytes: int
@@ -29,6 +30,7 @@ class Target:
     l1: int = 32 << 10
     l2: int = 1 << 20
     threads: int = 1
+    products: DType | None = None
 
     @property
     def registers(self) -> int:
@@ -91,3 +93,8 @@ def pair_tile(target: Target) -> Tile | None:
     if target.vector_bytes < 64 or "avx512bf16" not in target.features:
         return None
     return replace(tile_for(float32, target), pairs=True)
+
+
+def low_products(target: Target) -> DType | None:
+    """The dtype of float32 products that may be less exact, if the CPU is faster at it."""
+    return target.products if pair_tile(target) is not None else None
