@@ -27,19 +27,20 @@ $(VENV)/.stamp-venv:
 	@touch $@
 
 $(VENV)/.stamp-chat: pyproject.toml $(VENV)/.stamp-venv
-	$(PY) -m pip install --quiet $(PIP_ARGS) --editable '.[chat]'
+	@echo "installing Gossamer and its workbench into $(VENV), about a minute the first time ..."
+	$(PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable '.[chat]'
 	@touch $@
 
 $(VENV)/.stamp-dev: pyproject.toml $(VENV)/.stamp-venv
-	$(PY) -m pip install --quiet $(PIP_ARGS) --editable '.[chat,dev]'
+	$(PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable '.[chat,dev]'
 	@touch $@ $(VENV)/.stamp-chat
 
 $(VENV)/.stamp-compare: pyproject.toml $(VENV)/.stamp-venv
-	$(PY) -m pip install --quiet $(PIP_ARGS) --editable '.[chat,dev,compare]'
+	$(PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable '.[chat,dev,compare]'
 	@touch $@ $(VENV)/.stamp-chat $(VENV)/.stamp-dev
 
 $(VENV)/.stamp-bench: pyproject.toml $(VENV)/.stamp-compare
-	$(PY) -m pip install --quiet $(PIP_ARGS) --editable '.[chat,dev,compare,bench]'
+	$(PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable '.[chat,dev,compare,bench]'
 	@touch $@
 
 setup: $(VENV)/.stamp-chat  ## create .venv and install Gossamer with its workbench

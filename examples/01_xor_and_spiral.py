@@ -84,6 +84,7 @@ def three_arms() -> None:
 
     with gs.no_grad():
         right = (model(test_x).argmax(dim=1) == test_y).float().mean().item()
+    print("the plane in the model's colours (. : -), and on it the three arms (a b c):")
     print(picture(model, train_x, train_y))
     print(f"spiral {right:.1%} of {len(test_x)} points that it has not seen")
     assert right >= 0.95

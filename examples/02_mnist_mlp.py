@@ -14,10 +14,11 @@ from pathlib import Path
 
 import gossamer as gs
 from gossamer import nn
+from gossamer.core.errors import DataError
 from gossamer.data.download import mnist
 
 F = nn.functional
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"  # looked into before a download
 EPOCHS, BATCH, PEAK = 8, 250, 2e-3  # 60,000 images: 240 steps an epoch
 
 
@@ -80,4 +81,7 @@ def main() -> float:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except DataError as error:  # no network, say: what to do, without a traceback
+        raise SystemExit(str(error)) from None

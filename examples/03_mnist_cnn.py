@@ -14,10 +14,11 @@ from pathlib import Path
 
 import gossamer as gs
 from gossamer import nn
+from gossamer.core.errors import DataError
 from gossamer.data.download import mnist
 
 F = nn.functional
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"  # looked into before a download
 EPOCHS, BATCH, PEAK = 3, 100, 4e-3
 
 
@@ -98,4 +99,7 @@ def main() -> float:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except DataError as error:  # no network, say: what to do, without a traceback
+        raise SystemExit(str(error)) from None

@@ -17,10 +17,11 @@ import numpy as np
 
 import gossamer as gs
 from gossamer import nn
+from gossamer.core.errors import DataError
 from gossamer.data.download import fetch
 
 F = nn.functional
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"  # looked into before a download
 L, H, D, T, B = 4, 4, 128, 64, 12  # layers, heads, width, context, batch
 STEPS, WARM, PEAK = 2000, 100, 3e-3
 
@@ -133,4 +134,7 @@ def main() -> float:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except DataError as error:  # no network, say: what to do, without a traceback
+        raise SystemExit(str(error)) from None

@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 
 import gossamer as gs
+from gossamer.core.errors import DataError
 from gossamer.data.download import fetch
 from gossamer.models.llama import LlamaConfig, LlamaTokenizer, load_llama2c
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"  # looked into before a download
 STORY = (
     "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. "
     "One day, she saw a big, red ball. She wanted to play with it, but it was too high.\n"
@@ -89,4 +90,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except DataError as error:  # no network, say: what to do, without a traceback
+        raise SystemExit(str(error)) from None

@@ -39,3 +39,18 @@ def test_example_is_short_and_says_how_to_run_it(path: Path) -> None:
     text = path.read_text()
     assert len(text.splitlines()) <= 150
     assert f"python examples/{path.name}" in text
+
+
+@pytest.mark.parametrize("path", [p for p in EXAMPLES if "gossamer.data" in p.read_text()],
+                         ids=lambda p: p.stem)
+def test_without_data_and_network_one_line_says_what_to_do(path: Path, tmp_path: Path) -> None:
+    """Run from a copy, so that no folder beside the checkout is found; the proxy refuses."""
+    copy = tmp_path / "a" / "b" / path.name
+    copy.parent.mkdir(parents=True)
+    copy.write_text(path.read_text())
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "no_proxy": "",
+                   "https_proxy": "http://127.0.0.1:9", "GOSSAMER_DATA": str(tmp_path / "data")}
+    done = subprocess.run([sys.executable, str(copy)], env=environment, cwd=tmp_path, check=False,
+                          capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert "GOSSAMER_DATA" in done.stderr and "by hand" in done.stderr

@@ -274,14 +274,16 @@ def test_the_command_is_named_as_it_is_found(
     assert command("chat x") == "`gossamer chat x`"
 
 
-@pytest.mark.parametrize("package", ["typer", "rich", "tokenizers", "matplotlib"])
+@pytest.mark.parametrize("package", ["typer", "rich", "tokenizers", "matplotlib", "starlette",
+                                     "uvicorn"])
 def test_a_missing_extra_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path,
     package: str,
 ) -> None:
     for name in [n for n in sys.modules if n == package or n.startswith(package + ".")]:
         monkeypatch.delitem(sys.modules, name)
-    for name in [n for n in sys.modules if n.startswith(("gossamer.chat", "gossamer.cli.app"))]:
+    rooms = ("gossamer.chat", "gossamer.cli.app", "gossamer.server")
+    for name in [n for n in sys.modules if n.startswith(rooms)]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
     assert run_cli(monkeypatch, "speedrun", "--root", str(tmp_path)) == 1

@@ -13,7 +13,7 @@ from gossamer.cli import cache, see
 
 __all__ = ["main"]
 
-_EXTRA = ("typer", "rich", "tokenizers", "matplotlib", "click")
+_EXTRA = ("typer", "rich", "tokenizers", "matplotlib", "click", "starlette", "uvicorn")
 
 
 def main() -> None:

@@ -28,6 +28,7 @@ app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
     rich_markup_mode=None, context_settings={"max_content_width": 100},
     help="Train a chat model from nothing on your own CPU, and talk to it.",
+    epilog="Without these packages work: explain, doctor, cache (each has --help).",
 )
 _ROOT = Path("runs")
 _NEWEST = ""  # what `--resume` without a name stands for

@@ -108,10 +108,11 @@ def fetch(name: str, near: str | Path | None = None) -> Path:
         complaint = _attempts(url, target, FILES[name].sha256)
         if complaint is None:
             return target
-        complaints.append(f"  {url}: {complaint}")
-    raise DataError("\n".join([
-        f"fetch({name!r}): no address gave the file:", *complaints,
-        f"Put it at {target} by hand, or set GOSSAMER_DATA to a folder that has it."]))
+        complaints.append(f"{url}: {complaint}")
+    raise DataError(
+        f"fetch({name!r}): it is not on this machine, and no address gave it ("
+        f"{'; '.join(complaints)}). Connect to the internet, put it at {target} by hand, or set "
+        "GOSSAMER_DATA to a folder that has it.")
 
 
 def _attempts(url: str, target: Path, sha256: str) -> str | None:
@@ -129,7 +130,8 @@ def _attempts(url: str, target: Path, sha256: str) -> str | None:
                 break  # asking again will not make it appear
         except (urllib.error.URLError, http.client.HTTPException, TimeoutError,
                 ConnectionError, _BadContent) as error:
-            complaint = str(error) or type(error).__name__
+            reason = getattr(error, "reason", error)  # of a URLError, without its brackets
+            complaint = str(reason) or type(error).__name__
     return complaint
 
 
