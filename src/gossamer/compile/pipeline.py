@@ -113,7 +113,9 @@ def compile_graph(roots: Sequence[Node], inputs: Sequence[Node], target: Target,
 
 
 def _line(cluster: Cluster) -> tuple[str, int]:
-    """The user's line of the largest member."""
+    """The user's line of the product, or of the largest member."""
+    if cluster.kind != "loops":
+        return user_line(cluster.members[0])
     return user_line(max(cluster.members, key=lambda m: m.size))
 
 

@@ -19,7 +19,8 @@ __all__ = ["find_problems", "find_program_problems"]
 
 SLOW_ROOF, SLOW_SHARE = 0.10, 0.05  # below this fraction of the roofline, above this share of time
 NOTABLE_SHARE = 0.01  # smaller kernels are not worth a sentence
-FEW_BYTES = 1 << 14  # a kernel on less than this takes what a call costs, whatever it does
+# A kernel of less than both takes what starting it costs, whatever it does.
+FEW_BYTES, FEW_FLOPS = 1 << 14, 1 << 17
 FEW_SAMPLES = 3  # runs below which a time says nothing: the first finds cold pages and caches
 _VECTOR = re.compile(r"<\d+ x (?:float|double|half|bfloat|i\d+)>")
 
@@ -51,8 +52,9 @@ def find_program_problems(view: ProgramView) -> list[str]:
 
 
 def _far_from_roof(k: KernelRecord) -> str | None:
-    slow = k.share > SLOW_SHARE and k.roofline < SLOW_ROOF and k.work.nbytes > FEW_BYTES
-    if slow and k.samples >= FEW_SAMPLES:
+    large = k.work.nbytes > FEW_BYTES or k.work.flops > FEW_FLOPS
+    slow = k.share > SLOW_SHARE and k.roofline < SLOW_ROOF
+    if large and slow and k.samples >= FEW_SAMPLES:
         return (f"{k.roofline:.0%} of the roofline with {k.share:.0%} of the time: this kernel "
                 "should be faster; time it on a quiet machine, and report it")
     return None

@@ -42,7 +42,9 @@ def explain_script(path: str | Path, arguments: Sequence[str] = ()) -> Explanati
     Cost: two clock readings a kernel while the script runs.
 
     Example:
-        >>> gs.insight.explain_script("train.py", ["--steps", "20"]).html("train.html")
+        >>> found = gs.insight.explain_script("train.py", ["--steps", "20"])
+        >>> max(p.runs for p in found.programs)
+        20
     """
     path = Path(path)
     if not path.is_file():

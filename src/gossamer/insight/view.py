@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 from gossamer.compile.calls import Call, KernelSource
+from gossamer.compile.gemm import Target
 from gossamer.compile.pipeline import Compiled, compile_graph
 from gossamer.compile.schedule import Cluster
 from gossamer.insight.cost import Work, work_of
@@ -126,12 +127,16 @@ class KernelRecord:
 
 @dataclass
 class Origin:
-    """Where a program came from: a copy of its graph over `input` leaves, and how to compile it."""
+    """Where a program came from: a copy of its graph over `input` leaves, and how to compile it.
+
+    The target is that of the moment: threads and precision may be others when it is explained.
+    """
 
     roots: list[Node]
     inputs: list[Node]
     literal: bool
     donate: Sequence[tuple[int, int]] = ()
+    target: Target = field(default_factory=host_target)
 
 
 class ProgramView:
@@ -149,7 +154,7 @@ class ProgramView:
         self.graphs: dict[str, str] = {}
         self.nodes: dict[str, int] = {}
         self.compiled: Compiled = compile_graph(
-            origin.roots, origin.inputs, host_target(), origin.literal, origin.donate,
+            origin.roots, origin.inputs, origin.target, origin.literal, origin.donate,
             self._see)
         self.sizes = {i: x.size * x.dtype.itemsize for i, x in enumerate(origin.inputs)}
         self.sizes |= self.compiled.sizes
@@ -181,7 +186,7 @@ class ProgramView:
         cluster, kernel = made.owners[numbers[0]], made.kernels[numbers[0]]
         calls = [made.calls[i] for i in numbers]
         return KernelRecord(
-            number, _name(cluster, calls), cluster.kind, _lines(cluster.members), _reason(cluster),
+            number, _name(cluster, calls), cluster.kind, _lines(cluster), _reason(cluster),
             [_member(m, cluster) for m in cluster.members],
             show(kernel) if kernel is not None else "",
             [(i, made.calls[i].name) for i in numbers], sources_of(calls),
@@ -276,13 +281,15 @@ def _reason(cluster: Cluster) -> str:
     return cluster.reason + several
 
 
-def _lines(members: Sequence[Node]) -> list[Line]:
-    """The user's lines, those with the most elements computed first."""
+def _lines(cluster: Cluster) -> list[Line]:
+    """The user's lines: that of a product or another operator with a kernel of its own first, then
+    those with the most elements computed."""
     found: dict[Line, int] = {}
-    for m in members:
+    for m in cluster.members:
         line = Line(*user_line(m))
         found[line] = found.get(line, 0) + max(1, m.size)
-    return sorted(found, key=lambda line: -found[line])
+    main = Line(*user_line(cluster.members[0])) if cluster.kind != "loops" else None
+    return sorted(found, key=lambda line: (line != main, -found[line]))
 
 
 def _member(node: Node, cluster: Cluster) -> str:
