@@ -169,7 +169,10 @@ def run(workload: Workload, peers: Sequence[Peer], threads: int, plan: Plan,
         "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "size": plan.size,
         **({workload.grows: workload.amount(workload.sizes[plan.size])} if workload.grows else {}),
         "peers": {p.name: {"skipped": p.missing} for p in peers if p.missing}}
-    peers = [p for p in peers if not p.missing]
+    for p in peers:
+        if workload.models and p.family and p.family not in workload.models:
+            record["peers"][p.name] = {"skipped": f"{workload.name} is not written for {p.name}"}
+    peers = [p for p in peers if p.name not in record["peers"]]
     from_new = {"import": _import, "first": _first}.get(workload.kind)
     with tempfile.TemporaryDirectory(prefix="gossamer-bench-") as folder:
         data = Path(folder) / "arrays.npz"
@@ -251,7 +254,7 @@ def _prepare(process: Process, workload: Workload, plan: Plan) -> None:
     # The cheapest of the warm calls: the first ones may still compile.
     once = min(second["seconds"][1:] + rest["seconds"])
     answers["first_s"] = first["seconds"][0]
-    answers["calls"] = max(1, round(plan.target / max(once, 1e-7)))
+    answers["calls"] = workload.calls or max(1, round(plan.target / max(once, 1e-7)))
     turn = max(once, plan.target)
     answers["rounds"] = max(min(plan.rounds, 2), min(plan.rounds, int(plan.budget / turn)))
 

@@ -47,6 +47,11 @@ class Peer:
     tuned: bool = True
 
     @property
+    def family(self) -> str:
+        """Whose models it runs, as workloads name them; "" for an adapter that is not ours."""
+        return _FAMILIES.get(self.adapter, "")
+
+    @property
     def missing(self) -> str:
         """Why it cannot take part on this machine; empty if it can."""
         if self.package == "gossamer":
@@ -104,6 +109,7 @@ def _torch_caches(folder: Path) -> dict[str, str]:
 
 
 _A = "benchmarks.adapters."
+_FAMILIES = {_A + "torchlike": "torch", _A + "jaxlike": "jax", _A + "tinylike": "tinygrad"}
 _TORCH = (_torch, _torch_caches)
 PEERS: dict[str, Peer] = {
     peer.name: peer

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import math
 import os
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,8 @@ import pytest
 
 from benchmarks import harness, machine, report
 from benchmarks.__main__ import main
-from benchmarks.peers import PEERS, Peer, cores, environment, find
+from benchmarks.adapters import torchlike
+from benchmarks.peers import PEERS, Peer, environment, find
 from benchmarks.worker import fingerprint
 from benchmarks.workloads import GROUPS, WORKLOADS, chosen
 
@@ -143,14 +143,26 @@ def test_the_environment_is_made_here_and_nowhere_else(
 
 
 @pytest.mark.skipif(not Path("/proc/stat").exists(), reason="needs /proc")
-def test_own_work_does_not_make_the_machine_busy() -> None:
-    watch, end = machine.Watch([]), time.perf_counter() + 0.5
-    while time.perf_counter() < end:
-        pass
+def test_own_work_does_not_make_the_machine_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    # While 2 s pass, all cores work for 3 s; process 7 and this one did 1 s each.
+    now = iter([(10.0, 100.0), (12.0, 103.0)])
+    used = {7: iter([5.0, 6.0]), os.getpid(): iter([1.0, 2.0])}
+    state: list[float] = []
+
+    def busy_seconds() -> float:
+        state[:] = next(now)
+        return state[1]
+
+    monkeypatch.setattr(machine, "_busy_seconds", busy_seconds)
+    monkeypatch.setattr(machine, "_used", lambda pid: next(used[pid]))
+    monkeypatch.setattr(machine.time, "perf_counter", lambda: 10.0 + 2.0 * bool(state[1:]))
+    watch = machine.Watch([7])
     others = watch.others()
-    assert others is not None and 0 <= others < (os.cpu_count() or 1) - 0.2 + 1e-9 or len(
-        cores()) == 1
-    assert machine.busy(0.5, 0.0) and not machine.busy(0.0, 9.0) and machine.busy(None, 1.0)
+    assert others == pytest.approx((3.0 - 2.0) / 2.0)
+    assert machine.busy(others, 0.0) and not machine.busy(0.0, 9.0)
+    assert machine.busy(None, 1.0) and not machine.busy(None, 0.1)
+    monkeypatch.undo()
+    assert machine._busy_seconds() > 0 and machine._used(os.getpid()) > 0
 
 
 def test_names_are_found_or_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -169,6 +181,34 @@ def test_one_file_of_arrays_serves_all(tmp_path: Path) -> None:
         assert all(np.array_equal(first[k], second[k]) for k in first | second)
         assert {"full", "tiny"} <= set(workload.sizes)
     assert set(GROUPS) >= {"mlp", "cnn", "gpt"}
+
+
+# One of those that differ only in their full size.
+RUN_HERE = list({(w.kind, id(w.models)): name for name, w in WORKLOADS.items()
+                 if w.models and w.kind != "first"}.values())
+
+
+@pytest.mark.parametrize("name", RUN_HERE)
+def test_every_workload_is_the_same_work_in_gossamer_and_torch(name: str) -> None:
+    pytest.importorskip("torch")
+    workload, results = WORKLOADS[name], []
+    for package in ("gossamer", "torch"):
+        adapter = torchlike.adapter(package, package == "gossamer", 0)
+        task = workload.build(adapter, workload.sizes["tiny"], workload.arrays("tiny"))
+        calls = [task.look(task.call()) for _ in range(3 if workload.kind == "train" else 1)]
+        results.append([p for arrays in calls for a in arrays for p in fingerprint(a)])
+    assert harness.difference(*results) < 10 * workload.tolerance
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUN_HERE)
+def test_every_workload_is_the_same_work_in_all_peers(name: str) -> None:
+    peers = [p for p in PEERS.values() if p.tuned and not p.missing]
+    only = WORKLOADS[name].only
+    peers = [p for p in peers if not only or p.name in only]
+    plan = dataclasses.replace(TINY, patience=300, steps=3)
+    record = harness.run(WORKLOADS[name], peers, 1, plan)
+    assert [p for p, a in record["peers"].items() if "wall" not in a and "skipped" not in a] == []
 
 
 def test_the_command_measures_and_reports(tmp_path: Path,

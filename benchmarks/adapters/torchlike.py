@@ -57,7 +57,10 @@ class TorchLike:
 
     def train(self, model: Model, p: Arrays, inputs: list[np.ndarray], optimizer: str,
               lr: float) -> Task:
-        parameters = {k: self.tensor(v).requires_grad_() for k, v in p.items()}
+        parameters = {k: self.lib.nn.Parameter(self.tensor(v)) for k, v in p.items()}
+        bind = getattr(model, "bind", None)  # a model that holds modules takes the parameters in
+        if bind is not None:
+            bind(parameters)
         tensors = [self.tensor(x) for x in inputs]
         chosen = self._optimizer(optimizer, list(parameters.values()), lr)
         loss_of = model if self.ours else self.compile(model)
@@ -92,7 +95,9 @@ class TorchLike:
 
         def call(*tensors: Any) -> Any:
             value = run(parameters, *tensors)
-            return (value, *grad(value, list(tensors)))
+            # Detached, because Gossamer runs a function uncompiled whose result may still be
+            # differentiated outside; PyTorch gets the same line.
+            return (value.detach(), *grad(value, list(tensors)))
 
         whole = self.compile(call) if self.ours else call
         return Task(lambda: whole(*tensors), self._look)

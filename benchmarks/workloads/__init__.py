@@ -8,7 +8,8 @@ from benchmarks.workloads.base import Workload
 
 __all__ = ["GROUPS", "WORKLOADS", "chosen"]
 
-_MODULES = ("mlp", "cnn", "gpt")
+_MODULES = ("mlp", "cnn", "gpt", "resnet18", "lstm", "embed", "pointwise", "rows", "attention",
+            "small", "scaling")
 
 _found = {name: importlib.import_module(f"benchmarks.workloads.{name}").WORKLOADS
           for name in _MODULES}

@@ -32,6 +32,7 @@ class Workload:
             differ ten times as much.
         grows, amount: "flops" or "nodes" and how many a call has, for the plot of `scaling`.
         cold: the first call is measured too, so the row never takes kept caches.
+        calls: calls of a turn, where it must be the same for all; 0: as many as fill it.
         only: the peers it makes sense for; empty for all.
         of: for "first", the workload whose first call is measured.
     """
@@ -49,6 +50,7 @@ class Workload:
     grows: str = ""
     amount: Callable[[Size], float] = lambda size: 0.0
     cold: bool = False
+    calls: int = 0
     only: tuple[str, ...] = ()
     of: str = ""
 
