@@ -21,6 +21,7 @@ from gossamer.core.errors import IndexingError
 from gossamer.core.precision import product_dtype
 from gossamer.ir.node import Shape
 from gossamer.runtime import watch
+from gossamer.runtime.amx import usable_features
 from gossamer.runtime.buffer import Buffer, allocate
 from gossamer.runtime.chunks import recorded_chunks
 from gossamer.runtime.data import Data
@@ -34,7 +35,7 @@ __all__ = ["Program", "host_target"]
 def host_target() -> Target:
     """This machine, as the compiler sees it."""
     h = host()
-    return Target(h.vector_bytes, h.features, h.l1_bytes, h.l2_bytes, get_num_threads(),
+    return Target(h.vector_bytes, usable_features(h), h.l1_bytes, h.l2_bytes, get_num_threads(),
                   product_dtype())
 
 

@@ -15,6 +15,7 @@ from gossamer.compile.calls import Address, BufferRef, Call, KernelSource, Scrat
 from gossamer.compile.gemm.core import core_source
 from gossamer.compile.gemm.gemv import gemv_source
 from gossamer.compile.gemm.micro import panel_source
+from gossamer.compile.gemm.micro_amx import amx_source, has_amx
 from gossamer.compile.gemm.operands import Epilogue, Operand, Output, Packed
 from gossamer.compile.gemm.parts import parts_source
 from gossamer.compile.gemm.problem import Problem, normal_form
@@ -124,7 +125,8 @@ def _product(p: Problem, part_k: int, tile: Tile, target: Target, more: Values) 
         blocks = Blocks(p.m, item_n, part_k, p.m, part_k, part_k)
         return _call(p, _cut(p, blocks, tile, target), tile, target, gemv_source(tile), more)
     blocks = _cut(p, _blocks(p, part_k, tile, target), tile, target)
-    return _call(p, blocks, tile, target, core_source(tile), {**_reading(p, tile), **more})
+    return _call(p, blocks, tile, target, core_source(tile),
+                 {**_reading(p, tile), **_tiles(p, tile, target), **more})
 
 
 def _blocks(p: Problem, part_k: int, tile: Tile, target: Target) -> Blocks:
@@ -145,6 +147,13 @@ def _blocks(p: Problem, part_k: int, tile: Tile, target: Target) -> Blocks:
         return Blocks(p.m, item_n, part_k, mc, kc, ko)
     # The tile takes a quarter of L2, and has three panels of rows to use each panel of B on.
     room, least = target.l2 // 4 // size, 3 * tile.rows
+    rows = max(least, min(target.l2 // 2 // (kc * size), room // (8 * width)))
+    if p.m <= rows or isinstance(p.b, Packed):
+        # As many rows as possible: then each panel of B, or each costly packing of it, is used up.
+        mc = _even(p.m, rows, tile.rows)
+        most = room // min(mc, p.m) if p.m <= rows else min(columns, room // mc)
+        item_n = _even(p.n, max(most // width, 1) * width, width)
+        return Blocks(mc if ko < part_k else p.m, item_n, part_k, mc, kc, ko)
     item_n = _even(p.n, min(columns, room // least) // width * width, width)
     mc = min(mc, _even(p.m, max(least, room // item_n), tile.rows))
     return Blocks(mc if ko < part_k else p.m, item_n, part_k, mc, kc, ko)
@@ -189,6 +198,14 @@ def _reading(p: Problem, tile: Tile) -> Values:
             b_pack = 0
     return {"micro": Address(panel_source(tile, by_rows)), "a_pitch": a_pitch, "a_pack": a_pack,
             "b_pack": b_pack}
+
+
+def _tiles(p: Problem, tile: Tile, target: Target) -> Values:
+    """AMX, for pairs of an A that lies along k; what `_reading` says then holds no more."""
+    if not (tile.pairs and has_amx(target) and isinstance(p.a, Operand) and p.a.strides[3] == 1):
+        return {}
+    return {"micro": Address(amx_source(tile)), "a_pitch": p.a.strides[2], "a_pack": 0,
+            "b_pack": 1}
 
 
 def _aliases(pitch: int, tile: Tile) -> bool:
