@@ -22,7 +22,7 @@ from gossamer.compile.prepare import copy, index_checks, prepare
 from gossamer.compile.schedule import Cluster, schedule
 from gossamer.compile.simplify import simplify
 from gossamer.compile.special import SPECIAL, kernel_call
-from gossamer.ir.loop import Kernel
+from gossamer.ir.loop import Kernel, Pass, Store, Val
 from gossamer.ir.node import Node, toposort, type_text, user_line
 
 __all__ = ["Compiled", "compile_graph"]
@@ -87,7 +87,8 @@ def compile_graph(roots: Sequence[Node], inputs: Sequence[Node], target: Target,
     see("prepared", wanted)
     leaf = {id(x) for x in inputs}
     buffers = {id(x): i for i, x in enumerate(inputs)}
-    plan = schedule([r for r in wanted if id(r) not in leaf], leaf)
+    flags = [r for r in wanted[len(graph):] if id(r) not in leaf]
+    plan = schedule([r for r in wanted if id(r) not in leaf], leaf, flags)
     sizes: dict[int, int] = {}
     for node in plan.stored.values():
         buffers[id(node)] = len(buffers)
@@ -108,7 +109,9 @@ def compile_graph(roots: Sequence[Node], inputs: Sequence[Node], target: Target,
                     [(b, _out_of_range(c.node))
                      for b, c in zip(numbers[len(graph):], checks, strict=True)],
                     lines=[_line(c) for c in owners], owners=owners, kernels=kernels)
-    made.shared = frozenset(pair for pair in donate if _may_share(made, *pair))
+    operands = {i: _factors(c.members[0], buffers)
+                for i, c in enumerate(owners) if donate and c.kind == "dot"}
+    made.shared = frozenset(pair for pair in donate if _may_share(made, operands, *pair))
     return made
 
 
@@ -152,11 +155,12 @@ def _cluster_calls(cluster: Cluster, buffers: dict[int, int], target: Target,
     return [kernel_call(kernel, target, specialize)], kernel
 
 
-def _may_share(compiled: Compiled, root: int, number: int) -> bool:
+def _may_share(compiled: Compiled, operands: dict[int, set[int]], root: int, number: int) -> bool:
     """Whether root number `root` may be written over input `number`, which it replaces.
 
     So if one elementwise kernel (or a product's epilogue) writes it, reads the input at no other
-    element than the one it writes, and nothing later reads the input.
+    element than the one it writes, and nothing reads the input afterwards: no later call, and in
+    that kernel no store that comes after this one.
     """
     buffer = compiled.outputs[root]
     if buffer < compiled.inputs or compiled.outputs.count(buffer) > 1:
@@ -170,6 +174,28 @@ def _may_share(compiled: Compiled, root: int, number: int) -> bool:
     kernel = compiled.kernels[writers[0]]
     if kernel is None or kernel.reduced or number in compiled.outputs:
         return False
-    store = next(s for s in kernel.stores() if s.buffer == buffer)
-    return all(v.data[1] == store.index and v.data[2] is None
-               for v in kernel.values() if v.kind == "load" and v.data[0] == number)
+    stores = list(kernel.stores())
+    place = next(i for i, s in enumerate(stores) if s.buffer == buffer)
+    index = stores[place].index
+    if any(v.data[1] != index or v.data[2] is not None for v in _loads(kernel, number, stores)):
+        return False
+    if number in operands.get(writers[0], ()):
+        return False  # other blocks of the product still need it
+    early = {id(v) for v in _loads(kernel, number, stores[:place + 1])}
+    return all(id(v) in early for v in _loads(kernel, number, stores[place + 1:]))
+
+
+def _factors(product: Node, buffers: dict[int, int]) -> set[int]:
+    """The buffers that hold the operands of a product."""
+    found: set[int] = set()
+    for node in toposort(product.inputs, stop=lambda n: id(n) in buffers):
+        if id(node) in buffers:
+            found.add(buffers[id(node)])
+    return found
+
+
+def _loads(kernel: Kernel, buffer: int, stores: Sequence[Store]) -> list[Val]:
+    """The distinct loads from `buffer` that some stores need."""
+    part = Kernel(kernel.name, kernel.kept, [], [Pass(stores=list(stores))])
+    return [v for v in part.values() if v.kind == "load" and v.data[0] == buffer]
+

@@ -5,57 +5,34 @@ when it lives on the same points (the same linear index, seen through reshapes a
 broadcasts of per-row values) and when joining makes no cycle between clusters; a reduction joins
 the cluster that computes its operand if the rows agree; a contraction opens a cluster of its own
 and later elementwise nodes become its epilogue. Movement operators belong to nobody: they are index
-arithmetic. What is used elsewhere is stored, unless computing it again is cheaper.
+arithmetic. Then `join` looks sideways, at what several clusters read. What is used elsewhere is
+stored, unless computing it again is cheaper.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 
+from gossamer.compile.cluster import (
+    MAX_OPERATIONS,
+    MIN_ROWS,
+    SPLIT_WORK,
+    Cluster,
+    Position,
+    Precedence,
+    canonical_space,
+    listed,
+)
+from gossamer.compile.join import Joiner, Limits
 from gossamer.compile.lower import Space
-from gossamer.ir.node import Node, Shape, toposort
+from gossamer.ir.node import Node, toposort
 from gossamer.ir.op import PICK
 
-__all__ = ["Cluster", "Plan", "canonical_space", "schedule"]
+__all__ = ["MIN_ROWS", "SPLIT_WORK", "Cluster", "Plan", "canonical_space", "schedule"]
 
-MAX_OPERATIONS = 64  # nodes a cluster may hold: unbounded fusion explodes (Inductor's bound is 64)
 CHEAP_COST, CHEAP_LOADS = 3.0, 1.5  # below both, computing again beats a round trip through memory
-MIN_ROWS = 8  # fewer rows than this do not occupy the cores: elementwise work stays apart
-SPLIT_WORK = 1 << 15  # elements of a reduction with few rows that are worth two stages
-
-
-def canonical_space(shape: Shape, axes: tuple[int, ...]) -> Space:
-    """The space of `shape` reduced over `axes`; axes of extent 1 vanish, neighbours merge."""
-    parts: list[list[int | bool]] = []
-    for axis, extent in enumerate(shape):
-        reduced = axis in axes
-        if extent == 1:
-            continue
-        if parts and parts[-1][1] == reduced:
-            parts[-1][0] *= extent
-        else:
-            parts.append([extent, reduced])
-    return tuple((int(n), bool(r)) for n, r in parts)
-
-
-@dataclass(eq=False)
-class Cluster:
-    """Nodes that one kernel computes."""
-
-    number: int
-    kind: str  # "loops", "dot", or the name of an operator with a kernel of its own
-    space: Space
-    members: list[Node] = field(default_factory=list)
-    reductions: list[Node] = field(default_factory=list)
-    rows: set[int] = field(default_factory=set)  # ids of members with one element per row
-    outputs: list[Node] = field(default_factory=list)
-    ancestors: int = 0  # bit set of the clusters that must run before this one
-    reason: str = ""
-
-    @property
-    def bit(self) -> int:
-        return 1 << self.number
 
 
 @dataclass
@@ -66,22 +43,18 @@ class Plan:
     stored: dict[int, Node]  # id -> node, of everything that gets a buffer
 
 
-@dataclass(frozen=True)
-class _Position:
-    cluster: Cluster
-    row: bool
-
-
 class _Scheduler:
-    def __init__(self, roots: list[Node], leaf: set[int]) -> None:
+    def __init__(self, roots: list[Node], leaf: set[int], checks: Sequence[Node]) -> None:
         self.roots = roots
+        self.wanted = {id(r) for r in roots}
+        self.checks = checks
         self.leaf = leaf  # ids of nodes that are in memory already
         self.order = toposort(roots, stop=lambda n: id(n) in leaf)
         self.clusters: list[Cluster] = []
-        self.home: dict[int, _Position] = {}  # members
-        self.place: dict[int, _Position | None] = {}  # all nodes: where their elements are made
+        self.precedence = Precedence()
+        self.home: dict[int, Position] = {}  # members
+        self.place: dict[int, Position | None] = {}  # all nodes: where their elements are made
         self.deps: dict[int, int] = {}  # id -> bit set of clusters it reads (not through members)
-        self.by_space: dict[Space, Cluster] = {}
         self.stored: dict[int, Node] = {}
         self.users: dict[int, list[Node]] = {}
 
@@ -93,6 +66,14 @@ class _Scheduler:
                     self.users.setdefault(id(x), []).append(node)
         for node in self.order:
             self._place(node)
+        apart = 0
+        for flag in self.checks:
+            for number in listed(self.deps[id(flag)]):
+                apart |= self.precedence.before(number) | 1 << number
+        once = {key for key, users in self.users.items() if len(users) == 1}
+        self.clusters = Joiner(self.clusters, self.precedence, self.home, self.place, self.deps,
+                               Limits(apart, once, self._takes_more)).run()
+        self._in_order()
         self._store()
         for cluster in self.clusters:
             cluster.outputs = [m for m in cluster.members if id(m) in self.stored]
@@ -118,7 +99,7 @@ class _Scheduler:
             cluster = self._new(kind, ((node.size, False),), node.op.name)
             self._join(cluster, node, False)
 
-    def _through(self, node: Node) -> _Position | None:
+    def _through(self, node: Node) -> Position | None:
         """Where a movement's elements are made, if at the same point of the same cluster."""
         source = self.place[id(node.inputs[0])]
         if source is None:
@@ -128,7 +109,7 @@ class _Scheduler:
         if node.op.name == "broadcast" and source.row and source.cluster.kind == "loops":
             space = canonical_space(node.shape, node.attrs["axes"])
             if space == source.cluster.space:
-                return _Position(source.cluster, False)
+                return Position(source.cluster, False)
         return None
 
     def _reads(self, node: Node) -> int:
@@ -149,45 +130,28 @@ class _Scheduler:
                 continue
             own = self.home.get(id(x))
             bits |= own.cluster.bit if own is not None else self.deps[id(x)]
-        if bits & cluster.bit:
+        if bits & cluster.bit or self.precedence.closes_cycle(cluster.number, bits):
             return None
-        for other in self._listed(bits):
-            if other.ancestors & cluster.bit:
-                return None
         return bits
 
-    def _listed(self, bits: int) -> list[Cluster]:
-        out = []
-        while bits:
-            low = bits & -bits
-            out.append(self.clusters[low.bit_length() - 1])
-            bits ^= low
-        return out
-
     def _new(self, kind: str, space: Space, reason: str) -> Cluster:
-        cluster = Cluster(len(self.clusters), kind, space, reason=reason)
+        cluster = Cluster(self.precedence.new(), kind, space, reason=reason)
         self.clusters.append(cluster)
         return cluster
 
     def _join(self, cluster: Cluster, node: Node, row: bool, bits: int | None = None) -> None:
-        position = _Position(cluster, row)
+        position = Position(cluster, row)
         self.home[id(node)] = self.place[id(node)] = position
         cluster.members.append(node)
         if row:
             cluster.rows.add(id(node))
         bits = self._reads(node) & ~cluster.bit if bits is None else bits
         self.deps[id(node)] = cluster.bit
-        before = cluster.ancestors
-        for other in self._listed(bits):
-            cluster.ancestors |= other.ancestors | other.bit
-        if cluster.ancestors != before:
-            for later in self.clusters:
-                if later.ancestors & cluster.bit:
-                    later.ancestors |= cluster.ancestors
+        self.precedence.require(cluster.number, bits)
 
     def _elementwise(self, node: Node) -> None:
         tried: set[tuple[int, bool]] = set()
-        candidates: list[_Position] = []
+        candidates: list[Position] = []
         for x in node.inputs:
             at = self.place[id(x)]
             if at is not None and (at.cluster.number, at.row) not in tried:
@@ -196,7 +160,7 @@ class _Scheduler:
         # The youngest cluster first: joining it can least often close a cycle.
         for at in sorted(candidates, key=lambda p: (p.row, -p.cluster.number)):
             cluster = at.cluster
-            if cluster.kind not in ("loops", "dot") or len(cluster.members) >= MAX_OPERATIONS:
+            if not self._takes_more(cluster) or len(cluster.members) >= MAX_OPERATIONS:
                 continue
             bits = self._foreign(node, cluster, at.row)
             if bits is not None:
@@ -204,6 +168,12 @@ class _Scheduler:
                 return
         cluster = self._new("loops", ((node.size, False),), "no input's loops fit")
         self._join(cluster, node, False)
+
+    def _takes_more(self, cluster: Cluster) -> bool:
+        """An epilogue spares the product's way through memory; where the product itself is wanted
+        (a gradient that an optimizer also reads) it spares nothing, and walks in small blocks."""
+        return cluster.kind == "loops" or (cluster.kind == "dot"
+                                           and id(cluster.members[0]) not in self.wanted)
 
     def _reduction(self, node: Node) -> None:
         source = node.inputs[0]
@@ -222,41 +192,60 @@ class _Scheduler:
                 self._add_reduction(cluster, node, 0)
                 return
         bits = self._reads(node)
-        sibling = self.by_space.get(space)
-        if sibling is not None and len(sibling.members) < MAX_OPERATIONS \
-                and not bits & sibling.bit \
-                and not any(c.ancestors & sibling.bit for c in self._listed(bits)) \
-                and self._shares(sibling, node):
-            self._add_reduction(sibling, node, bits)
-            return
         cluster = self._new("loops", space, "reduction: its operand's loops do not fit")
         self._add_reduction(cluster, node, bits)
-        self.by_space[space] = cluster
-
-    def _shares(self, cluster: Cluster, node: Node) -> bool:
-        """Whether a reduction reads something that the cluster's reductions read too."""
-        mine = self._sources(node)
-        return any(mine & self._sources(r) for r in cluster.reductions)
-
-    def _sources(self, node: Node) -> set[int]:
-        """Ids of the nodes that a reduction's operand is made of, a few steps back."""
-        found: set[int] = set()
-        front = [node]
-        for _ in range(4):
-            front = [x for n in front for x in n.inputs]
-            found.update(id(x) for x in front if x.size > 1)
-        return found
 
     def _add_reduction(self, cluster: Cluster, node: Node, bits: int) -> None:
         cluster.reductions.append(node)
         self._join(cluster, node, True, bits)
 
     # storing ------------------------------------------------------------------------------------
+    def _in_order(self) -> None:
+        """Members and reductions of joined clusters, each after what it reads; a product first."""
+        number = {id(n): i for i, n in enumerate(self.order)}
+        for cluster in self.clusters:
+            cluster.members.sort(key=lambda n: (n.op.kind != "contraction", number[id(n)]))
+            cluster.reductions.sort(key=lambda n: number[id(n)])
+
     def _store(self) -> None:
         """Decide what gets a buffer. The cost of computing a node again depends on what is stored
         below it, which depends on the decision: two rounds settle it well enough."""
         for _ in range(2):
             self.stored = self._decide(*self._costs(self.stored))
+        for cluster in self._sorted(self.clusters):
+            self._bound(cluster)
+
+    def _bound(self, cluster: Cluster) -> None:
+        """Store what would make a kernel longer than a cluster may be: a node with one reader is
+        computed there, with all below it that is not stored, so a long chain of clusters over
+        different points would become one kernel."""
+        inside = {id(m) for m in cluster.members}
+        stack = [x for m in reversed(cluster.members) for x in reversed(m.inputs)]
+        while stack:
+            x = stack.pop()
+            if x.op.kind == "movement" and id(x) not in self.leaf:
+                stack.extend(reversed(x.inputs))
+                continue
+            below = self._below(x, inside)
+            if len(inside) + len(below) <= MAX_OPERATIONS:
+                inside |= below
+            elif below:
+                self.stored[id(x)] = x
+
+    def _below(self, node: Node, inside: set[int]) -> set[int]:
+        """Ids of the operators that are computed again to have `node`; more than a cluster's worth
+        are not counted."""
+        found: set[int] = set()
+        stack = [node]
+        while stack and len(found) <= MAX_OPERATIONS:
+            x = stack.pop()
+            key = id(x)
+            if key in self.leaf or key in self.stored or key in inside or key in found:
+                continue
+            if x.op.kind not in ("movement", "leaf"):
+                found.add(key)
+            stack.extend(x.inputs)
+        return found
 
     def _costs(self, stored: dict[int, Node]) -> tuple[dict[int, float], dict[int, float]]:
         """Operations and loads per element to compute each node from what is in memory."""
@@ -282,35 +271,47 @@ class _Scheduler:
         return node.op.kind not in ("elementwise", "movement", "leaf") and node.op.name != "take"
 
     def _decide(self, cost: dict[int, float], loads: dict[int, float]) -> dict[int, Node]:
-        """Walk from the consumers: a reader is the number of a cluster outside the node's own; -1
-        stands for one that needs a buffer, -2 for one that reads every element many times."""
-        roots = {id(r) for r in self.roots}
+        """Walk from the consumers: a reader is the number of a cluster that computes the node or
+        what is made of it; -1 stands for one that needs a buffer, -2 for one that reads every
+        element many times. A node that is not stored is computed by its readers, and at home only
+        if something stored there needs it; that second computation is preferred to keeping it (the
+        inside of an activation function between the forward and the backward pass)."""
         readers: dict[int, set[int]] = {}
+        at_home: set[int] = set()  # nodes that their own cluster computes in any case
         stored: dict[int, Node] = {}
         for node in reversed(self.order):
             key = id(node)
             if key in self.leaf:
                 continue
             mine = readers.get(key, set())
-            if key in roots or (mine and self._worth_storing(node, mine, cost[key], loads[key])):
-                stored[key] = node
-                passed: set[int] = set()
-            else:
-                passed = mine
             at = self.home.get(key)
+            if key in self.wanted or (
+                    mine and self._worth_storing(node, mine, cost[key], loads[key])):
+                stored[key] = node
+                mine = set()
+            if key in stored and at is not None:
+                at_home.add(key)
             for x in node.inputs:
                 theirs = readers.setdefault(id(x), set())
-                theirs |= passed
                 if at is None:
-                    if passed and node.op.name == "broadcast":
+                    theirs |= mine
+                    if mine and node.op.name == "broadcast":
                         theirs.add(-2)
-                elif not self._inside(node, x, at):
-                    theirs.add(at.cluster.number)
-                    if self._needs_memory(node, x):
-                        theirs.add(-1)
+                    if key in at_home:
+                        at_home.add(id(x))
+                    continue
+                others = mine - {at.cluster.number}
+                theirs |= others
+                if key in at_home:
+                    if self._inside(node, x, at):
+                        at_home.add(id(x))
+                    else:
+                        theirs.add(at.cluster.number)
+                if self._needs_memory(node, x):
+                    theirs.add(-1)
         return stored
 
-    def _inside(self, node: Node, operand: Node, at: _Position) -> bool:
+    def _inside(self, node: Node, operand: Node, at: Position) -> bool:
         """Whether `node` finds `operand` at hand in its own cluster's loops."""
         there = self.place[id(operand)]
         return (there is not None and there.cluster is at.cluster
@@ -333,16 +334,19 @@ class _Scheduler:
         return -2 in readers or sum(r >= 0 for r in readers) > 1
 
     def _sorted(self, clusters: list[Cluster]) -> list[Cluster]:
-        return sorted(clusters, key=lambda c: (c.ancestors.bit_count(), c.number))
+        waits = {c.number: self.precedence.before(c.number).bit_count() for c in clusters}
+        return sorted(clusters, key=lambda c: (waits[c.number], c.number))
 
 
-def schedule(roots: list[Node], leaf: set[int]) -> Plan:
+def schedule(roots: list[Node], leaf: set[int], checks: Sequence[Node] = ()) -> Plan:
     """Partition the graph under `roots` into kernels.
 
     Args:
         roots: nodes whose values are wanted, in primitives only.
         leaf: ids of nodes that are in memory.
+        checks: those of `roots` that are looked at before anything else runs (index checks); what
+            they need shares no kernel with what they do not need.
 
     Cost: linear in nodes and edges, times the number of clusters in bit-set operations.
     """
-    return _Scheduler(roots, leaf).run()
+    return _Scheduler(roots, leaf, checks).run()
