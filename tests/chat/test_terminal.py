@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -310,5 +311,10 @@ def test_speedrun_from_nothing_to_a_report(tmp_path: Path) -> None:
         console=Console(file=out, width=200),
     )
     assert resumed == folder  # nothing was left to train: tested and reported again
+    with pytest.raises(ValueError, match="--resume with --minutes"):
+        speedrun(SpeedrunOptions(minutes=1.0, root=tmp_path), resume="speedrun", chat=False)
+    quiet = Console(file=io.StringIO())
+    speedrun(SpeedrunOptions(clip=1.0, root=tmp_path), resume="", chat=False, console=quiet)
+    assert json.loads((folder / "run.json").read_text())["options"]["clip"] == 1.0
     with pytest.raises(FileExistsError, match="--resume .*speedrun"):
         speedrun(SpeedrunOptions(name="speedrun", root=tmp_path), chat=False)

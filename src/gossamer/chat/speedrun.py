@@ -12,7 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from gossamer.chat.terminal import ChatSession, run_chat
 from gossamer.chat.tokenizer import Tokenizer
 from gossamer.chat.train import Trainer, TrainSettings, check_optimizer
 from gossamer.core.errors import CheckpointError
+from gossamer.data.safetensors import write_atomically
 from gossamer.models.gpt import GPT, GPTConfig
 
 __all__ = ["SpeedrunOptions", "plan", "speedrun"]
@@ -126,7 +127,7 @@ def speedrun(
         folder, options = _new_folder(options), options
     else:
         folder = find_run(options.root, resume or None)
-        options = _saved_options(folder, options.root)
+        options = _saved_options(folder, options)
     try:
         with only_writer(folder), unwind_when_told():
             return _run(folder, options, resume is not None, chat, console, phases)
@@ -157,11 +158,14 @@ def _run(
     engine = Engine(trainer.model, rows=1)
     samples = [(text, _reply(engine, trainer.tokenizer, text)) for text in _SAMPLES]
     phases.done("samples")
+    _print_scores(console, scores)
     report = write_report(
         folder, _facts(trainer, options, phases, samples), trainer.model, history, scores
     )
     phases.done("report")
-    _summary(console, scores, report, phases)
+    mean, error = mean_score(scores)
+    _say(console, f"mean exact match {mean:.3f} ± {error:.3f} in {clock_text(phases.total())}; "
+                  f"report: {report}")
     if chat and sys.stdin.isatty() and console.is_terminal:
         run_chat(ChatSession(engine, trainer.tokenizer), console)
     else:
@@ -218,11 +222,7 @@ def _begin(
     low, high = _RESERVE_SECONDS
     reserve = min(max(_RESERVE_SHARE * total, low), high)
     seconds = max(1.0, total - reserve - (clock() - started))
-    record = {"options": {**asdict(options), "root": str(options.root)}, "seconds": seconds}
-    try:
-        (folder / "run.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
-    except OSError as error:
-        raise _cannot_write(folder, error) from None
+    _record(folder, options, seconds)
     return _trainer(model, tokenizer, options, seconds, folder, console, clock)
 
 
@@ -233,8 +233,10 @@ def _continue(
     newest = latest(folder)
     assert newest is not None  # find_run returns only folders that have one
     checkpoint = load_model(newest)
+    seconds = _saved(folder)[1]
+    _record(folder, options, seconds)
     trainer = _trainer(
-        checkpoint.model, checkpoint.tokenizer, options, _saved(folder)[1], folder, console, clock
+        checkpoint.model, checkpoint.tokenizer, options, seconds, folder, console, clock
     )
     trainer.resume(checkpoint)
     return trainer
@@ -249,11 +251,27 @@ def _saved(folder: Path) -> tuple[dict[str, Any], float]:
         raise _damaged(folder, error) from None
 
 
-def _saved_options(folder: Path, root: Path) -> SpeedrunOptions:
+def _saved_options(folder: Path, given: SpeedrunOptions) -> SpeedrunOptions:
+    """The run's own options; of those given now, what may change between two processes."""
+    changed = {f.name: getattr(given, f.name) for f in fields(given)
+               if getattr(given, f.name) != f.default}
+    fixed = sorted(changed.keys() - {"root", "lr_scale", "clip"})
+    if fixed:
+        raise ValueError(
+            f"--resume with --{fixed[0]}: a resumed run keeps the settings that it began with; "
+            "only --lr-scale and --clip may change. Leave it out, or start a new run."
+        )
     try:
-        return SpeedrunOptions(**{**_saved(folder)[0], "root": root})
+        return SpeedrunOptions(**{**_saved(folder)[0], **changed, "root": given.root})
     except TypeError as error:  # an option that this version does not know
         raise _damaged(folder, error) from None
+
+
+def _record(folder: Path, options: SpeedrunOptions, seconds: float) -> None:
+    """Write `run.json`, from which a resume takes the run's settings."""
+    record = {"options": {**asdict(options), "root": str(options.root)}, "seconds": seconds}
+    with write_atomically(folder / "run.json") as file:
+        file.write(json.dumps(record, indent=2).encode())
 
 
 def _damaged(folder: Path, error: Exception) -> CheckpointError:
@@ -327,16 +345,13 @@ def _facts(
                     [("settings", row)])
 
 
-def _summary(console: Console, scores: list[Score], report: Path, phases: _Phases) -> None:
-    """The scores as a table, and where the report is."""
+def _print_scores(console: Console, scores: list[Score]) -> None:
+    """The scores as a table; before the report is written, so that a full disk cannot hide them."""
     table = Table("task", "exact match", "", title="held-out questions")
     for score in scores:
         bar = "#" * round(20 * score.accuracy)
         table.add_row(score.task, f"{score.accuracy:.3f} ± {score.standard_error:.3f}", bar)
     console.print(table)
-    mean, error = mean_score(scores)
-    _say(console, f"mean exact match {mean:.3f} ± {error:.3f} in {clock_text(phases.total())}; "
-                  f"report: {report}")
 
 
 def _say(console: Console, text: str) -> None:

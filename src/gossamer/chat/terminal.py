@@ -143,7 +143,8 @@ def _answer(session: ChatSession, console: Console, line: str) -> None:
     """Stream one reply; Ctrl-C ends the reply, not the chat."""
     try:
         _say(console, _BOT, end="")
-        for word in wrap_words(map(visible, session.reply(line)), console.width, len(_BOT)):
+        width = console.width if console.is_terminal else sys.maxsize  # a file has no columns
+        for word in wrap_words(map(visible, session.reply(line)), width, len(_BOT)):
             _say(console, word, end="")
         if session.dropped:
             _say(console, f"\n(the {session.dropped} oldest turns no longer fit and were left out)",

@@ -302,11 +302,13 @@ class Trainer:
     def _fail(self, loss: float, parameter: str = "") -> None:
         good = latest(self.folder)
         what = f"parameter {parameter} is not finite" if parameter else f"the loss is {loss}"
-        kept = f"The last good checkpoint is {good}" if good else "There is no checkpoint yet"
-        raise TrainingDiverged(
-            f"training stopped at step {self.step + 1}: {what}. {kept}. Try a lower learning rate "
-            "(--lr-scale 0.5), clipping (--clip 1.0), or another --seed."
-        )
+        again = ("Try a lower learning rate (--lr-scale 0.5), clipping (--clip 1.0), or another "
+                 "--seed.")
+        if good is not None:
+            resume = command(f"speedrun --resume {run_name(self.folder)} --lr-scale 0.5")
+            again = (f"The last good checkpoint is {good}; go on from it with a lower learning "
+                     f"rate, {resume}, or with clipping (--clip 1.0).")
+        raise TrainingDiverged(f"training stopped at step {self.step + 1}: {what}. {again}")
 
     def _told_to_stop(self, number: int, frame: FrameType | None) -> None:
         """Let the running step end first; told a second time, stop at once."""

@@ -28,13 +28,13 @@ app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
     rich_markup_mode=None, context_settings={"max_content_width": 100},
     help="Train a chat model from nothing on your own CPU, and talk to it.",
-    epilog="Without these packages work: explain, doctor, cache (each has --help).",
+    epilog="Also: explain, doctor, cache (each has --help).",
 )
 _ROOT = Path("runs")
 _NEWEST = ""  # what `--resume` without a name stands for
 
 Run = Annotated[
-    str | None, typer.Argument(metavar="[RUN]", show_default="the newest",
+    str | None, typer.Argument(metavar="RUN", show_default="the newest",
                                help="Name or folder of a run, or of one of its checkpoints.")
 ]
 Root = Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the runs.")]
@@ -66,7 +66,7 @@ def _common(
 @app.command("speedrun")
 def speedrun_command(
     minutes: Annotated[
-        float, typer.Option(min=0.1, max=100_000, help="Everything included.")
+        float, typer.Option(min=0.1, max=100_000, metavar="MINUTES", help="Everything included.")
     ] = 10.0,
     name: Annotated[
         str, typer.Option(metavar="NAME", show_default="speedrun, numbered if taken",
@@ -76,9 +76,9 @@ def speedrun_command(
         str | None, typer.Option(metavar="[NAME]", help="Go on with an interrupted run, as it was "
                                  "begun; without a name with the newest.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights and data.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of weights and data.")] = 0,
     questions: Annotated[
-        int, typer.Option(min=1, max=10_000, help="Held-out questions a task.")
+        int, typer.Option(min=1, max=10_000, metavar="N", help="Held-out questions a task.")
     ] = 250,
     optimizer: Annotated[Optimizer, typer.Option(help="Of the matrices.")] = Optimizer.muon,
     lr_scale: Annotated[
@@ -88,7 +88,8 @@ def speedrun_command(
         float, typer.Option(min=0.0, metavar="NORM", help="Largest norm of the gradients; 0: any.")
     ] = 0.0,
     depth: Annotated[
-        int, typer.Option(min=0, max=32, help="Layers, each 32 x depth wide; 0: by the minutes.")
+        int, typer.Option(min=0, max=32, metavar="N",
+                          help="Layers, each 32 x depth wide; 0: by the minutes.")
     ] = 0,
     chat: Annotated[bool, typer.Option(help="Talk to the model at the end.")] = True,
     root: Root = _ROOT,
@@ -124,8 +125,10 @@ def serve_command(
     host: Annotated[
         str, typer.Option(metavar="ADDRESS", help="0.0.0.0 for every network.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8000,
-    rows: Annotated[int, typer.Option(min=1, help="Replies decoded at once.")] = 16,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, metavar="N", help="0: any free one.")
+    ] = 8000,
+    rows: Annotated[int, typer.Option(min=1, metavar="N", help="Replies decoded at once.")] = 16,
     temperature: Annotated[
         float, typer.Option(min=0.0, max=2.0, metavar="T", help="Where a request names none.")
     ] = 0.0,
