@@ -9,7 +9,7 @@ import pytest
 
 import gossamer as gs
 from gossamer import nn
-from gossamer.insight import Explanation, limits
+from gossamer.insight import Explanation, limits, problems
 from gossamer.insight.limits import Peaks
 from gossamer.insight.view import STAGES
 
@@ -249,6 +249,14 @@ def test_gathers_of_single_elements_are_named_and_of_rows_are_not() -> None:
     rows = gs.explain(elements, gs.randn(500, 64), gs.randint(0, 500, (300,)))
     assert any("gather" in p for k in single.kernels for p in k.problems)
     assert not any("gather" in p for k in rows.kernels for p in k.problems)
+
+
+def test_idle_lanes_and_strided_loads_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(problems, "choose_vector", lambda kernel: kernel.reduced[-1].name)
+    short = gs.explain(lambda x: x.view(5000, 2).sum(dim=1), gs.randn(10000))
+    long = gs.explain(lambda x: x.view(10, 1000).sum(dim=1), gs.randn(10000))
+    assert any("lanes idle" in p for k in short.kernels for p in k.problems)
+    assert not any("lanes idle" in p for k in long.kernels for p in k.problems)
 
 
 def test_retraces_of_one_signature_are_named() -> None:

@@ -10,10 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from gossamer.compile.llvm import choose_vector
 from gossamer.insight.cost import gathers
 from gossamer.insight.view import KernelRecord, Line, ProgramView
 from gossamer.ir.loop import Val
 from gossamer.ir.node import Node, user_line
+from gossamer.runtime.device import host
 
 __all__ = ["find_problems", "find_program_problems"]
 
@@ -22,6 +24,7 @@ NOTABLE_SHARE = 0.01  # smaller kernels are not worth a sentence
 # A kernel of less than both takes what starting it costs, whatever it does.
 FEW_BYTES, FEW_FLOPS = 1 << 14, 1 << 17
 FEW_SAMPLES = 3  # runs below which a time says nothing: the first finds cold pages and caches
+_ITEM = {"float64": 8, "float32": 4, "float16": 4, "bfloat16": 4}  # bytes of a lane: 16 bits widen
 _VECTOR = re.compile(r"<\d+ x (?:float|double|half|bfloat|i\d+)>")
 
 
@@ -32,7 +35,11 @@ def find_problems(views: Sequence[ProgramView]) -> list[str]:
     """
     for view in views:
         for k in view.kernels:
-            k.problems = [p for rule in _RULES if (p := rule(k)) is not None]
+            causes = [p for rule in _CAUSES if (p := rule(k)) is not None]
+            far = _far_from_roof(k)
+            advice = "" if causes else ("; no rule knows why: time it on a quiet machine, and "
+                                        "report it if it stays")
+            k.problems = [*([far + advice] if far else []), *causes]
     return [p for view in views for p in find_program_problems(view)]
 
 
@@ -55,8 +62,7 @@ def _far_from_roof(k: KernelRecord) -> str | None:
     large = k.work.nbytes > FEW_BYTES or k.work.flops > FEW_FLOPS
     slow = k.share > SLOW_SHARE and k.roofline < SLOW_ROOF
     if large and slow and k.samples >= FEW_SAMPLES:
-        return (f"{k.roofline:.0%} of the roofline with {k.share:.0%} of the time: this kernel "
-                "should be faster; time it on a quiet machine, and report it")
+        return f"{k.roofline:.1%} of the roofline with {k.share:.0%} of the time"
     return None
 
 
@@ -67,6 +73,27 @@ def _scalar(k: KernelRecord) -> str | None:
         return None
     return ("scalar code: no vector instructions, so about a tenth of the speed; an axis of "
             "extent 1 or a stride in the innermost loop prevents them")
+
+
+def _idle_lanes(k: KernelRecord) -> str | None:
+    if k.kernel is None or k.kind != "loops" or k.share < NOTABLE_SHARE:
+        return None
+    name = choose_vector(k.kernel)
+    axis = next((a for a in (*k.kernel.kept, *k.kernel.reduced) if a.name == name), None)
+    lanes = host().vector_bytes // _ITEM.get(k.work.dtype, 4)
+    if axis is None or 2 * axis.extent > lanes or k.work.nbytes <= FEW_BYTES:
+        return None
+    return (f"vectors of {lanes} lanes along an axis of {axis.extent} ({axis.name} in the loops): "
+            f"{lanes - axis.extent} lanes idle; a layout with a longer innermost axis fills them")
+
+
+def _strided(k: KernelRecord) -> str | None:
+    if k.kernel is None or k.kind != "loops" or k.share < NOTABLE_SHARE or gathers(k.kernel):
+        return None
+    if not any("llvm.masked.gather" in s.text for s in k.sources):
+        return None
+    return ("neighbouring lanes read places far apart (a strided gather, about one element a "
+            "cycle): the operand's layout does not fit the loops")
 
 
 def _gathers(k: KernelRecord) -> str | None:
@@ -103,4 +130,4 @@ def _is_view(node: Node) -> bool:
     return node.op.kind in ("movement", "leaf")
 
 
-_RULES = (_far_from_roof, _scalar, _gathers, _copies)
+_CAUSES = (_scalar, _idle_lanes, _gathers, _strided, _copies)
