@@ -37,6 +37,7 @@ NEURAL: dict[str, Callable[..., Any]] = {
     "hardtanh": composite("hardtanh", "low", "high", low=-1.0, high=1.0),
     "leaky_relu": composite("leaky_relu", "slope", slope=0.01),
     "logsigmoid": composite("logsigmoid"),
+    "max_pool": composite("max_pool", "kernel", "stride", "low", "high", "dilation"),
     "mish": composite("mish"),
     "relu6": composite("relu6"),
     "selu": composite("selu"),

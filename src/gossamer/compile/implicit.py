@@ -20,7 +20,7 @@ from gossamer.compile.llvm import module_text, named
 from gossamer.compile.llvm_values import Lane, Scope, ValueWriter
 from gossamer.compile.lower import Lowering, unravel
 from gossamer.core.dtype import DType, int64
-from gossamer.ir.index import Index, Var, var
+from gossamer.ir.index import Condition, Index, Var, var
 from gossamer.ir.loop import Val
 from gossamer.ir.node import Node
 
@@ -118,6 +118,11 @@ class _Reads:
         name = f"d{axis}"
         return name not in self.tangled and all(s.get(name, 0) == 1 for s in self.steps)
 
+    def size(self) -> int:
+        """Number of elements, those counted once that are repeated along an axis."""
+        own = self.tangled | self.checked | {name for s in self.steps for name in s}
+        return prod(n for i, n in enumerate(self.shape) if f"d{i}" in own)
+
     def digits(self, axes: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
         """Axes that go on like one together; axes of extent 1 vanish."""
         found: list[tuple[int, ...]] = []
@@ -151,7 +156,7 @@ def view_of(node: Node, batch: tuple[int | None, int | None], r: tuple[int, ...]
     reads = _Reads(node, leaves)
     rows, summed = reads.digits(r), reads.digits(k)
     r_run, k_run = reads.run(rows), reads.run(summed)
-    grows = node.size > sum(leaf.size for leaf in leaves)
+    grows = reads.size() > sum(leaf.size for leaf in leaves)
     if max(r_run, k_run) < _RUN and not grows:
         return None
     # Blocks along k are transposed afterwards, which costs as much again as a short run.
@@ -286,15 +291,58 @@ class _PackWriter:
         with self.r.runs(values, "%r0", b.add("%r0", "%rows")) as (low, high, origin):
             def piece(j: str, mask: str | None) -> None:
                 start, place = b.sub(j, origin), b.sub(j, "%r0")
+                mask = mask and self.kept(mask)
+                lanes = [self.checked(q, start, mask) for q in range(self.step)]
                 with b.loop(first, last) as c, scope(values):
                     self.k.bind(values, c, outer)
                     row = b.sub(b.mul(c, str(self.step)), "%k0")
-                    for q in range(self.step):
+                    for q, lane in enumerate(lanes):
                         self.bind_unrolled(q)
-                        at = b.add(b.mul(b.add(row, str(q)), "%width"), place)
-                        self.copy(start, mask, at)
+                        self.copy(lane, b.add(b.mul(b.add(row, str(q)), "%width"), place))
 
             vectors(values, low, high, piece)
+
+    def checked(self, q: int, start: str, mask: str | None) -> Lane:
+        """The lanes of place q, with the conditions that are the same for all k before it."""
+        lane = Lane(start, mask, self.values.scope)
+        self.bind_unrolled(q)
+        outer = set(self.k.names[:len(self.k.names) - self.unrolled])
+        for condition in self.conditions():
+            if not outer & {v.name for v in condition.variables()}:
+                text = self.values.condition(condition, lane)
+                lane.scope.known["condition", condition] = self.kept(text)
+        return lane
+
+    def kept(self, mask: str) -> str:
+        """The same mask, through memory that LLVM must not look into: else it would compute the
+        comparisons again inside the loop, for every k."""
+        b, width = self.builder, self.values.width
+        bits = f"i{width}" if width >= 8 else "i8"
+        raw = b.value(f"bitcast <{width} x i1> {mask} to i{width}")
+        if width < 8:
+            raw = b.value(f"zext i{width} {raw} to i8")
+        slot = b.alloca(bits, align=8)
+        b.line(f"store volatile {bits} {raw}, ptr {slot}")
+        raw = b.value(f"load volatile {bits}, ptr {slot}")
+        if width < 8:
+            raw = b.value(f"trunc i8 {raw} to i{width}")
+        return b.value(f"bitcast i{width} {raw} to <{width} x i1>")
+
+    def conditions(self) -> list[Condition]:
+        """The conditions of all loads and selects."""
+        found: dict[Condition, None] = {}
+        stack, done = [self.value], set()
+        while stack:
+            val = stack.pop()
+            if id(val) in done:
+                continue
+            done.add(id(val))
+            stack.extend(val.inputs)
+            condition = val.data if val.kind == "select" else \
+                val.data[2] if val.kind == "load" else None
+            if condition is not None:
+                found[condition] = None
+        return list(found)
 
     def bind_unrolled(self, q: int) -> None:
         for position in range(len(self.k.extents) - 1, len(self.k.extents) - 1 - self.unrolled, -1):
@@ -310,19 +358,21 @@ class _PackWriter:
             row = b.sub(b.mul(i, "%width"), "%k0")
             with self.k.runs(values, "%k0", b.add("%k0", "%kc")) as (low, high, origin):
                 vectors(values, low, high, lambda j, mask: self.copy(
-                    b.sub(j, origin), mask, b.add(row, j)))
+                    Lane(b.sub(j, origin), mask, values.scope), b.add(row, j)))
 
-    def copy(self, start: str, mask: str | None, place: str) -> None:
-        """One vector of the operand, from `start` of the last digit on, to dst[place]."""
+    def copy(self, lane: Lane, place: str) -> None:
+        """One vector of the operand to dst[place]."""
         values = self.values
         with scope(values):
-            value = values.vector_of(self.value, Lane(start, mask, values.scope))
+            own = Lane(lane.start, lane.mask, values.scope)
+            own.scope.known.update(lane.scope.known)  # what was computed before the loop
+            value = values.vector_of(self.value, own)
             at = self.builder.gep("%dst", place, self.dtype.llvm)
             e = values.emitter(self.dtype, values.width)
-            if mask is None:
+            if lane.mask is None:
                 e.store(value, at)
             else:
-                e.store_masked(value, at, mask)
+                e.store_masked(value, at, lane.mask)
 
 
 def pack_view(view: View, buffers: dict[int, int], dtype: DType, target: Target,

@@ -228,7 +228,7 @@ class _KernelWriter:
     def _lanes(self, body: Callable[[list[Lane]], None], starts: list[str],
                mask: str | None) -> None:
         self.values.scope = Scope(self.values.scope)
-        body([Lane(s, mask) for s in starts])
+        body([Lane(s, mask, aligned=True) for s in starts])
         self._close()
 
     # passes -------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from gossamer.compile.calls import BufferRef, FloatWord, Param, Word
 from gossamer.compile.emitter import Emitter
 from gossamer.core.dtype import DType, bool_, float32, float64, int64
 from gossamer.core.errors import CompileError
-from gossamer.ir.index import Condition, Index, Quotient, Read, Var
+from gossamer.ir.index import Condition, Index, Quotient, Read, Var, is_var
 from gossamer.ir.loop import Kernel, Reduce, Store, Val
 
 __all__ = ["Lane", "Scope", "ValueWriter"]
@@ -43,11 +43,14 @@ class Lane:
     Args:
         start: i64 value of the axis in lane 0.
         mask: <W x i1> of the points that exist, or None for all.
+        aligned: `start` is a multiple of the vector's width.
     """
 
-    def __init__(self, start: str, mask: str | None, scope: Scope | None = None) -> None:
+    def __init__(self, start: str, mask: str | None, scope: Scope | None = None,
+                 aligned: bool = False) -> None:
         self.start = start
         self.mask = mask
+        self.aligned = aligned
         self.scope = Scope(scope)
 
 
@@ -154,6 +157,8 @@ class ValueWriter:
             text = self.index(val.data, lane)
             return self.emitter(int64, width).cast(text, val.dtype)
         if val.kind == "select":
+            if _zero_outside(val):
+                return self.vector_of(val.inputs[0], lane)
             inside, outside = (self.vector_of(x, lane) for x in val.inputs)
             condition = self.condition(val.data, lane)
             return self.emitter(val.dtype, width).select(condition, inside, outside)
@@ -267,6 +272,13 @@ class ValueWriter:
 
     def condition(self, condition: Condition, lane: Lane | None) -> str:
         """A Condition as i1, or as a mask when `lane` is given."""
+        scope, key = self.scope if lane is None else lane.scope, ("condition", condition)
+        found = scope.get(key)
+        if found is None:
+            found = scope.known[key] = self._condition(condition, lane)
+        return found
+
+    def _condition(self, condition: Condition, lane: Lane | None) -> str:
         width = self.width if lane is not None else 0
         e = self.emitter(int64, width)
         total: str | None = None
@@ -328,7 +340,78 @@ class ValueWriter:
         if stride == 1:
             at = self.builder.gep(pointer, self._base(index, lane), val.dtype.llvm)
             return e.load(at) if mask is None else e.load_masked(at, mask)
+        if stride in (2, 3, 4) and val.dtype is not bool_:
+            return self._apart(e, pointer, self._base(index, lane), stride, mask)
+        repeated = self._repeated(index, lane)
+        if repeated is not None and val.dtype is not bool_:
+            found = self._repeats(val.dtype, pointer, *repeated, mask)
+            return found if condition is None else e.select(mask or "", found, e.const(0))
         return e.gather(pointer, self.index(index, lane), mask)
+
+    def _shuffled(self, type_: str, x: str, y: str, lanes: int, places: list[int]) -> str:
+        """Lanes of x and, from `lanes` on, of y, by their places; -1 is any value."""
+        mask = ", ".join("i32 poison" if i < 0 else f"i32 {i}" for i in places)
+        return self.builder.value(f"shufflevector <{lanes} x {type_}> {x}, <{lanes} x {type_}> "
+                                  f"{y}, <{len(places)} x i32> <{mask}>")
+
+    def _apart(self, e: Emitter, pointer: str, base: str, stride: int, mask: str | None) -> str:
+        """Elements `stride` apart: neighbours loaded and sorted out, which costs a third of a
+        gather. No memory behind the last element is touched."""
+        width, found = self.width, ""
+        scalar = e.t.removeprefix(f"<{width} x ").removesuffix(">")
+        for part in range(stride):
+            own = [(part * width + i) // stride if (part * width + i) % stride == 0 else -1
+                   for i in range(width)]
+            at = self.builder.gep(pointer, self.builder.add(base, str(part * width)), e.dtype.llvm)
+            if mask is None and part < stride - 1:
+                loaded = e.load(at)
+            elif mask is None:
+                wanted = ", ".join(f"i1 {str(i >= 0).lower()}" for i in own)
+                loaded = e.load_masked(at, f"<{wanted}>")
+            else:
+                spread = [i if i >= 0 else width for i in own]
+                loaded = e.load_masked(at, self._shuffled("i1", mask, "zeroinitializer", width,
+                                                          spread))
+            places = [width + own.index(i) if i in own else i if found else -1
+                      for i in range(width)]
+            found = self._shuffled(scalar, found or "poison", loaded, width, places)
+        return found
+
+    def _repeated(self, index: Index, lane: Lane) -> tuple[str, int] | None:
+        """(index of lane 0, s) if the elements are neighbours, each for s lanes: `lane // s`."""
+        rest: dict[Any, int] = {}
+        found = 0
+        for atom, k in index.terms.items():
+            if not self.index_varies(Index(0, {atom: 1})):
+                rest[atom] = k
+            elif k == 1 and not found and isinstance(atom, Quotient) and is_var(
+                    atom.value, self.vector or ""):
+                found = atom.divisor
+            else:
+                return None
+        if not found or not lane.aligned or self.width % found or self.width // found < 2:
+            return None
+        b = self.builder
+        base = self._scalar_index(Index(index.constant, rest))
+        return b.add(base, b.udiv(lane.start, str(found))), found
+
+    def _repeats(self, dtype: DType, pointer: str, base: str, times: int,
+                 mask: str | None) -> str:
+        """Neighbours from `base` on, each for `times` lanes."""
+        width = self.width
+        e = self.emitter(dtype, width // times)
+        at = self.builder.gep(pointer, base, dtype.llvm)
+        if mask is None:
+            loaded = e.load(at)
+        else:
+            needed = ""
+            for i in range(times):
+                own = self._shuffled("i1", mask, "poison", width, list(range(i, width, times)))
+                needed = self.emitter(bool_, width // times).or_(needed, own) if needed else own
+            loaded = e.load_masked(at, needed)
+        scalar = e.t.removeprefix(f"<{width // times} x ").removesuffix(">")
+        return self._shuffled(scalar, loaded, "poison", width // times,
+                              [i // times for i in range(width)])
 
     def _scalar_load(self, val: Val, pointer: str, index: Index,
                      condition: Condition | None) -> str:
@@ -382,6 +465,16 @@ class ValueWriter:
         mask = lane.mask or "splat (i1 true)"
         b.line(f"call void @{symbol}({m} {raw}, {t} {pointers}, i32 {store.dtype.itemsize}, "
                f"{e.mask} {mask})")
+
+
+def _zero_outside(val: Val) -> bool:
+    """Whether a select only repeats the condition of its load, which is 0 where that fails."""
+    inside, outside = val.inputs
+    if inside.kind != "load" or outside.kind != "const" or outside.data or inside.data[2] is None:
+        return False
+    own, checked = val.data, inside.data[2]
+    return (set(own.bounds) <= set(checked.bounds)
+            and set(own.multiples) <= set(checked.multiples))
 
 
 def float_word(value: float) -> FloatWord:

@@ -26,6 +26,7 @@ from gossamer.ir.index import (
     Remainder,
     Var,
     const,
+    is_var,
     var,
 )
 from gossamer.ir.loop import Axis, Kernel, Pass, Reduce, Store, Val
@@ -216,13 +217,16 @@ class _Axes:
         return False
 
 
-def _wanted_split(index: Index) -> tuple[str, int] | None:
-    """A split of a loop that would remove a quotient or remainder of `index`."""
+def _wanted_split(index: Index, lanes: str = "") -> tuple[str, int] | None:
+    """A split of a loop that would remove a quotient or remainder of `index`. The loop `lanes`
+    keeps its neighbours together: halves and quarters of it are found inside a vector."""
     for atom in index.terms:
         if isinstance(atom, (Quotient, Remainder)):
-            inner = _wanted_split(atom.value)
+            inner = _wanted_split(atom.value, lanes)
             if inner is not None:
                 return inner
+            if atom.divisor in (2, 4) and is_var(atom.value, lanes):
+                continue
             for x, k in atom.value.terms.items():
                 if isinstance(x, Var):
                     factor = atom.divisor // gcd(k, atom.divisor)
@@ -256,8 +260,9 @@ def lower_loops(nest: Nest, buffers: dict[int, int]) -> Kernel:
     for _ in range(24):
         kernel = _attempt(nest, axes, buffers)
         wanted = None
+        lanes = kernel.kept[-1].name if kernel.kept and not kernel.reduced else ""
         for index in _indices(kernel.values()):
-            wanted = _wanted_split(index)
+            wanted = _wanted_split(index, lanes)
             if wanted is not None and axes.split(*wanted):
                 break
             wanted = None

@@ -16,7 +16,7 @@ from math import gcd
 from typing import Any
 
 __all__ = ["Atom", "Condition", "Index", "Quotient", "Read", "Remainder", "Var", "const",
-           "in_range", "var"]
+           "in_range", "is_var", "var"]
 
 
 @dataclass(frozen=True)
@@ -271,6 +271,12 @@ def const(value: int) -> Index:
 def var(name: str, extent: int) -> Index:
     """A loop variable as an Index; one of extent 1 is the constant 0."""
     return Index(0, {Var(name, extent): 1}) if extent != 1 else const(0)
+
+
+def is_var(index: Index, name: str) -> bool:
+    """Whether an index is just the loop variable `name`."""
+    return (index.constant == 0 and len(index.terms) == 1 and
+            all(isinstance(a, Var) and a.name == name and k == 1 for a, k in index.terms.items()))
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from gossamer.core.dtype import bfloat16, bool_, float16, float32, int64
+from gossamer.core.dtype import bfloat16, bool_, float16, float32, int32
 from gossamer.core.shape import size_of
 from gossamer.ir.node import Node
-from gossamer.ir.op import IOTA, Op, Sample, constant
+from gossamer.ir.op import CONSTANT, IOTA, Op, Sample, constant
+from gossamer.ops.bitwise import bitwise_or
 from gossamer.ops.composite import composite
 from gossamer.ops.contraction import dot_general
-from gossamer.ops.elementwise import cast, eq, where
+from gossamer.ops.elementwise import add, cast, eq, isnan, maximum, mul, where
 from gossamer.ops.movement import flip, pad, permute, reshape, slice_, unwindows, windows
 from gossamer.ops.reduction import argmax, broadcast, reduce_max, reduce_sum
 from gossamer.ops.rules import Type, dtype_error, shape_error
@@ -238,6 +239,9 @@ def _pool_type(op: Op, x: Node, *, kernel: Ints, stride: Ints, low: Ints, high: 
     return (*x.shape[:lead], *extents), x.dtype
 
 
+_WRITTEN_OUT = 16  # places of a window that are compared one after the other, without a loop
+
+
 def _lowest(x: Node) -> float:
     return float("-inf") if x.dtype.kind == "f" else int(np.iinfo(x.dtype.numpy).min)
 
@@ -248,27 +252,95 @@ def _pool_windows(x: Node, kernel: Ints, stride: Ints, low: Ints, high: Ints,
     return spatial_windows(padded, kernel, stride, dilation)
 
 
+def _pool_parts(x: Node, kernel: Ints, stride: Ints, low: Ints, high: Ints,
+                dilation: Ints) -> list[Node]:
+    """The elements at each place of all windows, place after place: as many as a kernel has."""
+    padded = pad_or_cut(x, low, high, (0,) * len(kernel), _lowest(x))
+    lead = x.ndim - len(kernel)
+    extents = padded.shape[lead:]
+    counts = [_extent(n, k, s, 0, 0, 0, d)
+              for n, k, s, d in zip(extents, kernel, stride, dilation, strict=True)]
+    parts = []
+    for place in np.ndindex(*kernel):
+        starts = [p * d for p, d in zip(place, dilation, strict=True)]
+        stops = [a + (n - 1) * s + 1 for a, n, s in zip(starts, counts, stride, strict=True)]
+        parts.append(slice_(padded, starts=(*(0,) * lead, *starts),
+                            stops=(*x.shape[:lead], *stops), steps=(*(1,) * lead, *stride)))
+    return parts
+
+
 def _max_pool(x: Node, *, kernel: Ints, stride: Ints, low: Ints, high: Ints,
               dilation: Ints) -> Node:
-    seen = _pool_windows(x, kernel, stride, low, high, dilation)
-    return reduce_max(seen, axes=tuple(range(seen.ndim - len(kernel), seen.ndim)))
+    if size_of(kernel) > _WRITTEN_OUT:
+        seen = _pool_windows(x, kernel, stride, low, high, dilation)
+        return reduce_max(seen, axes=tuple(range(seen.ndim - len(kernel), seen.ndim)))
+    best, *others = _pool_parts(x, kernel, stride, low, high, dilation)
+    for part in others:
+        best = maximum(best, part)
+    return best
+
+
+def _winners(y: Node, x: Node, kernel: Ints, stride: Ints, low: Ints, high: Ints,
+             dilation: Ints) -> Node:
+    """The place in its window of the first element that is the largest, or NaN; int32."""
+    if size_of(kernel) > _WRITTEN_OUT:
+        seen = _pool_windows(x, kernel, stride, low, high, dilation)
+        flat = reshape(seen, shape=(*y.shape, size_of(kernel)))
+        return cast(argmax(flat, axis=y.ndim), dtype=int32)
+    parts = _pool_parts(x, kernel, stride, low, high, dilation)
+
+    def number(value: int) -> Node:
+        return CONSTANT(value=value, shape=y.shape, dtype=int32)
+
+    found = number(len(parts) - 1)
+    for place in range(len(parts) - 2, -1, -1):
+        part = parts[place]
+        hit = eq(part, y)
+        if x.dtype.kind == "f":
+            hit = bitwise_or(hit, isnan(part))
+        found = where(hit, number(place), found)
+    return found
+
+
+def _shares(g: Node, winners: Node, place: Node, axes: Ints) -> Node:
+    """g where `place` is the winner's, else 0; `axes` of `place` count the places of a window."""
+    shape = place.shape
+    chosen = eq(place, broadcast(winners, shape=shape, axes=axes))
+    return where(chosen, broadcast(g, shape=shape, axes=axes),
+                 CONSTANT(value=0, shape=shape, dtype=g.dtype))
+
+
+def _side_by_side(g: Node, winners: Node, kernel: Ints) -> tuple[Node, Ints]:
+    """The shares of windows that do not overlap, put together, and their extents: one pass."""
+    lead = g.ndim - len(kernel)
+    shape, inner = list(g.shape[:lead]), []
+    for n, k in zip(g.shape[lead:], kernel, strict=True):
+        inner.append(len(shape) + 1)
+        shape += [n, k]
+    place = CONSTANT(value=0, shape=tuple(shape), dtype=int32)
+    for axis, k in zip(inner, kernel, strict=True):
+        place = add(mul(place, constant(k, place)),
+                    IOTA(axis=axis, shape=tuple(shape), dtype=int32))
+    lengths = tuple(n * k for n, k in zip(g.shape[lead:], kernel, strict=True))
+    shares = _shares(g, winners, place, tuple(inner))
+    return reshape(shares, shape=(*g.shape[:lead], *lengths)), lengths
 
 
 def _max_pool_vjp(g: Node, y: Node, x: Node, *, kernel: Ints, stride: Ints, low: Ints, high: Ints,
                   dilation: Ints) -> tuple[Node]:
     """To the first largest element of each window, as in PyTorch."""
-    count = size_of(kernel)
-    seen = _pool_windows(x, kernel, stride, low, high, dilation)
-    flat = reshape(seen, shape=(*g.shape, count))
-    last = (g.ndim,)
-    chosen = eq(IOTA(axis=g.ndim, shape=flat.shape, dtype=int64),
-                broadcast(argmax(flat, axis=g.ndim), shape=flat.shape, axes=last))
-    share = where(chosen, broadcast(g, shape=flat.shape, axes=last), constant(0, flat))
-    lead = x.ndim - len(kernel)
-    lengths = tuple(n + a + b for n, a, b in zip(x.shape[lead:], low, high, strict=True))
-    folded = fold_windows(reshape(share, shape=seen.shape), lengths, stride, dilation)
-    back_low, back_high = (tuple(-n for n in side) for side in (low, high))
-    return (pad_or_cut(folded, back_low, back_high, (0,) * len(kernel)),)
+    winners = _winners(y, x, kernel, stride, low, high, dilation)
+    rank, lead = len(kernel), x.ndim - len(kernel)
+    if stride == kernel and set(dilation) == {1}:
+        folded, lengths = _side_by_side(g, winners, kernel)
+    else:
+        place = IOTA(axis=g.ndim, shape=(*g.shape, size_of(kernel)), dtype=int32)
+        shares = _shares(g, winners, reshape(place, shape=(*g.shape, *kernel)),
+                         tuple(range(g.ndim, g.ndim + rank)))
+        lengths = tuple(n + a + b for n, a, b in zip(x.shape[lead:], low, high, strict=True))
+        folded = fold_windows(shares, lengths, stride, dilation)
+    behind = tuple(n + a - have for n, a, have in zip(x.shape[lead:], low, lengths, strict=True))
+    return (pad_or_cut(folded, tuple(-n for n in low), behind, (0,) * rank),)
 
 
 def _pool_samples(rng: np.random.Generator) -> list[Sample]:

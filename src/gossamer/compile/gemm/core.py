@@ -33,6 +33,8 @@ class _Core(Driver):
 
     def blocks(self) -> None:
         f, w = self.f, self.w
+        # All rows at once: packed B is read only now, and its few panels stay in the caches.
+        self.once = f.compare("sle", self.rows, w["mc"])
         with f.loop(self.k0, self.k1, w["ko"]) as po:
             end = f.minimum(f.add(po, w["ko"]), self.k1)
             with f.loop("0", self.rows, w["mc"]) as ic:
@@ -56,7 +58,8 @@ class _Core(Driver):
         step = f.select(packs_a, "0", w["a_r"])
         pitch = f.select(packs_a, str(self.tile.a_pitch), w["a_pitch"])
         panels = f.udiv(f.add(self.columns, str(width - 1)), str(width))
-        packed = self.at(self.packed_b, f.mul(f.sub(pc, po), f.mul(panels, str(width))))
+        before = f.select(self.once, "0", f.sub(pc, po))
+        packed = self.at(self.packed_b, f.mul(before, f.mul(panels, str(width))))
         first = f.compare("eq", pc, self.k0)
         with f.loop("0", self.columns, width) as jr:
             with f.when(f.compare("eq", ic, "0")):
@@ -103,13 +106,18 @@ class _Core(Driver):
             self.fill("a", self.a, self.at(self.scratch, f.mul(p, panel)), f.add(row, start),
                       height, pc, kc, str(self.tile.a_pitch))
 
+    def place(self, jr: str, kc: str) -> str:
+        """Where the panel at jr stands among the packed ones, in elements."""
+        recent = self.f.urem(jr, str(_GROUP * self.tile.columns))
+        return self.f.mul(self.f.select(self.once, recent, jr), kc)
+
     def pack_b(self, jr: str, packed: str, pc: str, kc: str) -> None:
         """Pack the panel at jr, or _GROUP panels from there on; nothing if B is read in place."""
         f, w, width = self.f, self.w, self.tile.columns
         columns, _, full = self.cut(jr)
         whole = f.compare("eq", columns, str(width))
         packs = f.compare("ne", w["b_pack"], "0")
-        to, column = self.at(packed, f.mul(jr, kc)), f.add(self.n0, jr)
+        to, column = self.at(packed, self.place(jr, kc)), f.add(self.n0, jr)
         direct = f.value(f"icmp eq ptr {w['b_fn']}, null")
         streams = self.both(direct, f.compare("eq", w["b_r"], "1"))
         grouped = self.both(self.both(packs, whole), streams)
@@ -142,7 +150,8 @@ class _Core(Driver):
         f, w = self.f, self.w
         in_place = self.both(f.compare("eq", w["b_pack"], "0"), self.cut(jr)[2])
         place = f.add(f.mul(f.add(self.n0, jr), w["b_r"]), f.mul(pc, w["b_k"]))
-        pointer = f.select(in_place, self.at(self.b, place), self.at(packed, f.mul(jr, kc)), "ptr")
+        pointer = f.select(in_place, self.at(self.b, place),
+                           self.at(packed, self.place(jr, kc)), "ptr")
         return pointer, f.select(in_place, w["b_k"], str(self.tile.columns))
 
 

@@ -49,18 +49,16 @@ def pooled_length(length: int, kernel: int, stride: int, padding: int, dilation:
     return count
 
 
-def windows(name: str, x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...],
-            padding: tuple[int, ...], dilation: tuple[int, ...], ceil_mode: bool,
-            value: float) -> Tensor:
-    """x (…, *L) as (…, *O, *kernel), padded by `value`.
+def _paddings(name: str, x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...],
+              padding: tuple[int, ...], dilation: tuple[int, ...],
+              ceil_mode: bool) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """(number of windows, padding before, padding behind) along each pooled dimension.
 
     Raises:
         ShapeError: padding above half the kernel, or no window fits.
     """
-    n = len(kernel)
-    extents = shape_of(x)[-n:]
-    pads: list[int] = []
-    counts = []
+    extents = shape_of(x)[-len(kernel):]
+    counts, behind = [], []
     for length, k, s, p, d in zip(extents, kernel, stride, padding, dilation, strict=True):
         if k <= 0 or s <= 0 or d <= 0 or p < 0 or p > ((k - 1) * d + 1) // 2:
             raise ShapeError(f"{name} (kernel_size={kernel}, stride={stride}, padding={padding}, "
@@ -71,10 +69,23 @@ def windows(name: str, x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ..
             raise ShapeError(f"{name} (kernel_size={kernel}): the input has shape {shape_of(x)}; "
                              "the calculated output size is too small. Use a smaller kernel.")
         counts.append(count)
-        pads[:0] = (p, max(0, (count - 1) * s + d * (k - 1) + 1 - length - p))
-    if any(pads):
+        behind.append(max(0, (count - 1) * s + d * (k - 1) + 1 - length - p))
+    return tuple(counts), padding, tuple(behind)
+
+
+def windows(name: str, x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...],
+            padding: tuple[int, ...], dilation: tuple[int, ...], ceil_mode: bool,
+            value: float) -> Tensor:
+    """x (…, *L) as (…, *O, *kernel), padded by `value`.
+
+    Raises:
+        ShapeError: padding above half the kernel, or no window fits.
+    """
+    counts, before, behind = _paddings(name, x, kernel, stride, padding, dilation, ceil_mode)
+    if any(before) or any(behind):
+        pads = [p for pair in zip(before[::-1], behind[::-1], strict=True) for p in pair]
         x = pad(x, pads, value=value)
-    first = x.dim() - n
+    first = x.dim() - len(kernel)
     for i, (k, s, d) in enumerate(zip(kernel, stride, dilation, strict=True)):
         x = x.unfold(first + i, d * (k - 1) + 1, s)
         if d > 1:
@@ -93,13 +104,11 @@ def _max_pool(name: str, n: int, input: Tensor, kernel_size: Any, stride: Any, p
     low: Any = float("-inf")
     if not input.dtype.is_floating_point:
         low = gf.iinfo(input.dtype).min
-    w = windows(name, input, kernel, steps, pads, spread, ceil_mode, low)
-    flat = w.flatten(-n)
-    if not indices and not (input.requires_grad and input.dtype.is_floating_point):
-        return flat.amax(-1)
-    best, offset = first_max(flat)
     if not indices:
-        return best
+        _, before, behind = _paddings(name, input, kernel, steps, pads, spread, ceil_mode)
+        return gf.max_pool(input, kernel, steps, before, behind, spread)
+    w = windows(name, input, kernel, steps, pads, spread, ceil_mode, low)
+    best, offset = first_max(w.flatten(-n))
     return best, _flat_positions(offset, extents, kernel, steps, pads, spread)
 
 
