@@ -49,6 +49,9 @@ def _both(lib, functional, low):
             "huber": F.huber_loss(b, b), "bce": F.binary_cross_entropy(b, b),
             "bce logits": F.binary_cross_entropy_with_logits(b, b), "kl_div": F.kl_div(b, b),
             "inv": lib.linalg.inv(x @ x.t() + lib.eye(4)),
+            "reflect": F.pad(b[None], (1, 1), mode="reflect"),
+            "replicate": F.pad(b[None], (1, 1), mode="replicate"),
+            "circular": F.pad(b[None], (1, 1), mode="circular"),
             "embedding": F.embedding(labels, x), "dropout": F.dropout(b, 0.5),
         }
 

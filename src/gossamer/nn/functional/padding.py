@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import gossamer.functional as gf
+from gossamer.casting import full_precision
 from gossamer.core.errors import ShapeError
 from gossamer.nn.functional.common import shape_of
 from gossamer.tensor import Tensor
@@ -45,9 +46,17 @@ def pad(input: Tensor, pad: Sequence[int], mode: str = "constant",
     if input.dim() not in (pairs + 1, pairs + 2):
         raise ShapeError(f"pad (mode={mode!r}, pad={pad}): the input has shape {shape_of(input)}; "
                          f"{pairs} pairs need {pairs + 1} or {pairs + 2} dimensions.")
+    if mode == "replicate" or mode == "reflect" and pairs < 3:
+        input = _as_autocast_has_it(input)
     for i in range(pairs):
         input = _by_index(input, input.dim() - 1 - i, pad[2 * i], pad[2 * i + 1], mode)
     return input
+
+
+@full_precision
+def _as_autocast_has_it(x: Tensor) -> Tensor:
+    """These kinds of padding are on PyTorch's list of what runs in float32."""
+    return x
 
 
 def _constant(x: Tensor, pad: tuple[int, ...], value: float) -> Tensor:
