@@ -200,6 +200,20 @@ def test_a_module_and_a_compiled_module_can_be_explained() -> None:
             assert sum(k.flops for k in gs.explain(thing, x).kernels) >= 2 * 2 * 8 * 4
 
 
+def test_functions_that_compute_nothing_have_no_kernels(tmp_path: Path) -> None:
+    for thing, arguments in ((lambda x: x, (gs.ones(3),)), (lambda: None, ()),
+                             (lambda x: x * 2, (gs.ones(0, 3),))):
+        found = gs.explain(thing, *arguments)
+        assert found.kernels == [] and found.roofline == 0
+        assert "0 kernels" in str(found) and found.html(tmp_path / "empty.html").is_file()
+
+
+def test_products_of_16_bit_numbers_are_compared_with_their_own_peak() -> None:
+    x = gs.randn(64, 64).bfloat16()
+    product = next(k for k in gs.explain(lambda x: x @ x, x).kernels if k.kind == "dot")
+    assert product.work.dtype == "bfloat16" and product.flops >= 2 * 64**3
+
+
 def test_what_cannot_be_called_is_refused() -> None:
     with pytest.raises(gs.GossamerError, match="pass a function with its arguments"):
         gs.explain(3.0)
@@ -213,7 +227,7 @@ def test_a_function_that_looks_at_values_is_run_and_named_uncompiled() -> None:
         return x @ x
 
     found = gs.explain(looks, gs.randn(64, 64))
-    assert any("runs uncompiled" in p for p in found.problems)
+    assert any("would run uncompiled" in p for p in found.problems)
     assert max(k.flops for k in found.kernels) == 2 * 64**3
     with pytest.raises(gs.TraceError):
         gs.explain(gs.compile(looks), gs.randn(64, 64))

@@ -53,7 +53,7 @@ def work_of(cluster: Cluster, kernel: Kernel | None, calls: Sequence[Call],
     main = cluster.members[0]
     flops, dtype = loops, _dtype(cluster.members)
     if cluster.kind == "dot":
-        flops, dtype = loops + _product_flops(main), main.dtype.name
+        flops, dtype = loops + _product_flops(main), _factor_dtype(main)
     elif kernel is None:
         flops = _special_flops(main)
     read = {b for c in calls for b in c.reads}
@@ -79,6 +79,12 @@ def _dtype(members: Iterable[Node]) -> str:
 def _product_flops(dot: Node) -> float:
     product = describe(dot)
     return 2.0 * prod(g.extent for g in product.groups) if product is not None else 0.0
+
+
+def _factor_dtype(dot: Node) -> str:
+    """What is multiplied: 16-bit operands are summed in float32."""
+    low = dot.attrs.get("low")
+    return low.name if isinstance(low, DType) else dot.inputs[0].dtype.name
 
 
 def _special_flops(node: Node) -> float:

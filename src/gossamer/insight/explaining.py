@@ -14,7 +14,7 @@ from typing import Any
 from gossamer.compile_ import CompiledFunction
 from gossamer.core.errors import GossamerError, TraceError
 from gossamer.insight.explanation import Explanation
-from gossamer.insight.recorder import Recorder
+from gossamer.insight.recorder import Recorder, graph_name
 from gossamer.insight.view import Origin, ProgramView
 from gossamer.ir.node import user_line
 from gossamer.realize import realize
@@ -71,7 +71,8 @@ def explain(thing: Any, *args: Any, **kwargs: Any) -> Explanation:
             raise
         reason = str(error)
     if reason:
-        return _explain_run(name, function, args, kwargs, tensors, reason)
+        told = f"{name} {'runs' if compiled is not None else 'would run'} uncompiled: {reason}"
+        return _explain_run(name, function, args, kwargs, tensors, told)
     origin = recorder.origin(trace.program.compiled)
     view = ProgramView(name, origin)
     view.measure(trace.inputs(tensors))
@@ -100,14 +101,13 @@ def _explain_tensor(t: Tensor) -> Explanation:
             "function that makes it instead: explain(f, x).")
     graph = Canonical([node])
     roots, inputs = graph.graph()
-    view = ProgramView(f"{node.op.name} at {file.rpartition('/')[2]}:{line}",
-                       Origin(roots, inputs, literal=False))
+    view = ProgramView(graph_name(graph), Origin(roots, inputs, literal=False))
     view.measure([leaf.value for leaf in graph.leaves], graph.params)
     return Explanation(view.name, [view])
 
 
 def _explain_run(name: str, function: Callable[..., Any], args: Sequence[Any],
-                 kwargs: dict[str, Any], tensors: Sequence[Tensor], reason: str) -> Explanation:
+                 kwargs: dict[str, Any], tensors: Sequence[Tensor], told: str) -> Explanation:
     """Run what cannot be compiled, once warm, and explain the graphs that were realised."""
     recorder = Recorder()
     for watched in (False, True):  # the first run compiles
@@ -116,7 +116,7 @@ def _explain_run(name: str, function: Callable[..., Any], args: Sequence[Any],
             flatten(function(*args, **kwargs), outs)
             realize([t._read() for t in (*outs, *tensors)])
     views, _ = recorder.views()
-    return Explanation(name, views, [f"{name} runs uncompiled: {reason}", *recorder.problems()])
+    return Explanation(name, views, [told, *recorder.problems()])
 
 
 def _retraces(compiled: CompiledFunction, spec: Any, tensors: Sequence[Tensor]) -> list[str]:

@@ -51,7 +51,7 @@ class profile(Recorder):
 
     Args:
         path: where to write the trace when the block ends; may be left out.
-        threads: record every chunk of every kernel on every thread (50 ns a chunk); otherwise
+        threads: record every chunk of every kernel on every thread (55 ns a chunk); otherwise
             kernels as a whole.
 
     Raises:

@@ -10,6 +10,7 @@ import statistics
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from gossamer.compile.pipeline import Compiled
@@ -19,7 +20,7 @@ from gossamer.runtime.engine import Canonical
 from gossamer.runtime.program import Program
 from gossamer.runtime.watch import Watcher
 
-__all__ = ["Recorder"]
+__all__ = ["Recorder", "graph_name"]
 
 _SAMPLES = 101  # runs of one program whose times are kept for the medians
 
@@ -36,6 +37,14 @@ class _Runs:
     def calls(self) -> list[float]:
         """Median seconds of each call over the last runs."""
         return [1e-9 * statistics.median(column) for column in zip(*self.samples, strict=True)]
+
+
+def graph_name(graph: Canonical) -> str:
+    """`softmax at train.py:12`: the first result and its line."""
+    if not graph.roots:  # a function that hands its arguments through, or does nothing
+        return "nothing computed"
+    file, line = user_line(graph.roots[0])
+    return f"{graph.roots[0].op.name} at {Path(file).name}:{line}"
 
 
 class Recorder(Watcher):
@@ -62,8 +71,7 @@ class Recorder(Watcher):
             return
         roots, inputs = graph.graph(literal=literal)
         self.origins[id(plan)] = Origin(roots, inputs, literal, donate)
-        file, line = user_line(graph.roots[0])
-        self.names[id(plan)] = f"{graph.roots[0].op.name} at {file.rpartition('/')[2]}:{line}"
+        self.names[id(plan)] = graph_name(graph)
         self.plans.append(plan)
         if literal:
             self._unnamed.append(id(plan))
