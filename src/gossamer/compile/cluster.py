@@ -14,12 +14,16 @@ from dataclasses import dataclass, field
 from gossamer.compile.lower import Space
 from gossamer.ir.node import Node, Shape
 
-__all__ = ["MAX_OPERATIONS", "MIN_ROWS", "SPLIT_WORK", "Cluster", "Position",
-           "Precedence", "canonical_space", "listed"]
+__all__ = ["MAX_OPERATIONS", "MAX_WEIGHT", "MIN_ROWS", "SPLIT_WORK", "Cluster", "Position",
+           "Precedence", "canonical_space", "listed", "weight"]
 
 MIN_ROWS = 8  # fewer rows than this do not occupy the cores: elementwise work stays apart
 SPLIT_WORK = 1 << 15  # elements of a reduction with few rows that are worth two stages
 MAX_OPERATIONS = 64  # nodes a cluster may hold: unbounded fusion explodes (Inductor's bound is 64)
+# Work of a cluster, in additions. 16 tanh (the time of compiling 100 of them with their gradient
+# fell by 3 against 64) keep the units busy far longer than a walk through cache, so a longer kernel
+# saves nothing; and cut so early, the pieces of a long chain are equal kernels.
+MAX_WEIGHT = 160.0
 
 
 def canonical_space(shape: Shape, axes: tuple[int, ...]) -> Space:
@@ -36,6 +40,11 @@ def canonical_space(shape: Shape, axes: tuple[int, ...]) -> Space:
     return tuple((int(n), bool(r)) for n, r in parts)
 
 
+def weight(node: Node) -> float:
+    """What a node takes of a cluster's `MAX_WEIGHT`: its work, and at least its share as a node."""
+    return max(node.op.cost, MAX_WEIGHT / MAX_OPERATIONS)
+
+
 @dataclass(eq=False)
 class Cluster:
     """Nodes that one kernel computes."""
@@ -48,6 +57,12 @@ class Cluster:
     rows: set[int] = field(default_factory=set)  # ids of members with one element per row
     outputs: list[Node] = field(default_factory=list)
     reason: str = ""
+    weight: float = 0.0  # of all members
+
+    @property
+    def full(self) -> bool:
+        """Whether nothing more is to be computed in this kernel."""
+        return self.weight >= MAX_WEIGHT
 
     @property
     def bit(self) -> int:

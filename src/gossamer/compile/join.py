@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from math import prod
 
 from gossamer.compile.cluster import (
-    MAX_OPERATIONS,
+    MAX_WEIGHT,
     MIN_ROWS,
     SPLIT_WORK,
     Cluster,
@@ -163,7 +163,7 @@ class Joiner:
     def _try(self, one: Cluster, two: Cluster) -> int | None:
         """Join two clusters if they may be; the number of the cluster that is left."""
         apart, own = self.limits.apart, self.precedence.own
-        if len(one.members) + len(two.members) > MAX_OPERATIONS or self._between(one, two) \
+        if one.weight + two.weight > MAX_WEIGHT or self._between(one, two) \
                 or bool(own(one.number) & apart) != bool(own(two.number) & apart):
             return None
         for host, guest in ((one, two), (two, one)):
@@ -235,6 +235,7 @@ class Joiner:
     def _merge(self, host: Cluster, guest: Cluster, level: bool) -> None:
         self.precedence.merge(host.number, guest.number)
         host.members += guest.members
+        host.weight += guest.weight
         host.reductions += guest.reductions
         host.rows |= {id(m) for m in guest.members} if level else guest.rows
         if guest.reductions or host.reductions:

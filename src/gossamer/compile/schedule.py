@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from math import prod
 
 from gossamer.compile.cluster import (
-    MAX_OPERATIONS,
+    MAX_WEIGHT,
     MIN_ROWS,
     SPLIT_WORK,
     Cluster,
@@ -24,6 +24,7 @@ from gossamer.compile.cluster import (
     Precedence,
     canonical_space,
     listed,
+    weight,
 )
 from gossamer.compile.join import Joiner, Limits
 from gossamer.compile.lower import Space
@@ -143,6 +144,7 @@ class _Scheduler:
         position = Position(cluster, row)
         self.home[id(node)] = self.place[id(node)] = position
         cluster.members.append(node)
+        cluster.weight += weight(node)
         if row:
             cluster.rows.add(id(node))
         bits = self._reads(node) & ~cluster.bit if bits is None else bits
@@ -160,7 +162,7 @@ class _Scheduler:
         # The youngest cluster first: joining it can least often close a cycle.
         for at in sorted(candidates, key=lambda p: (p.row, -p.cluster.number)):
             cluster = at.cluster
-            if not self._takes_more(cluster) or len(cluster.members) >= MAX_OPERATIONS:
+            if not self._takes_more(cluster) or cluster.full:
                 continue
             bits = self._foreign(node, cluster, at.row)
             if bits is not None:
@@ -186,7 +188,7 @@ class _Scheduler:
             plain = not cluster.reductions and len(cluster.space) <= 1
             size = prod(n for n, _ in space)
             converts = plain and trailing and (rows >= MIN_ROWS or size < SPLIT_WORK)
-            if (cluster.space == space or converts) and len(cluster.members) < MAX_OPERATIONS:
+            if (cluster.space == space or converts) and not cluster.full:
                 cluster.space = space
                 cluster.reason = "row kernel: a reduction with the elementwise work on its rows"
                 self._add_reduction(cluster, node, 0)
@@ -220,32 +222,36 @@ class _Scheduler:
         computed there, with all below it that is not stored, so a long chain of clusters over
         different points would become one kernel."""
         inside = {id(m) for m in cluster.members}
+        total = cluster.weight
         stack = [x for m in reversed(cluster.members) for x in reversed(m.inputs)]
         while stack:
             x = stack.pop()
             if x.op.kind == "movement" and id(x) not in self.leaf:
                 stack.extend(reversed(x.inputs))
                 continue
-            below = self._below(x, inside)
-            if len(inside) + len(below) <= MAX_OPERATIONS:
+            below, more = self._below(x, inside)
+            if total + more <= MAX_WEIGHT:
                 inside |= below
+                total += more
             elif below:
                 self.stored[id(x)] = x
 
-    def _below(self, node: Node, inside: set[int]) -> set[int]:
-        """Ids of the operators that are computed again to have `node`; more than a cluster's worth
-        are not counted."""
+    def _below(self, node: Node, inside: set[int]) -> tuple[set[int], float]:
+        """Ids and weight of the operators that are computed again to have `node`; more than a
+        cluster's worth are not counted."""
         found: set[int] = set()
+        total = 0.0
         stack = [node]
-        while stack and len(found) <= MAX_OPERATIONS:
+        while stack and total <= MAX_WEIGHT:
             x = stack.pop()
             key = id(x)
             if key in self.leaf or key in self.stored or key in inside or key in found:
                 continue
             if x.op.kind not in ("movement", "leaf"):
                 found.add(key)
+                total += weight(x)
             stack.extend(x.inputs)
-        return found
+        return found, total
 
     def _costs(self, stored: dict[int, Node]) -> tuple[dict[int, float], dict[int, float]]:
         """Operations and loads per element to compute each node from what is in memory."""

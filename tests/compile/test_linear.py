@@ -1,0 +1,87 @@
+"""The passes are linear: a chain ten times as long costs at most fifteen times as much.
+
+Processor time of this thread, smaller of two, against a chain long enough that fixed costs do
+not count; machine code is not made (equal pieces of a chain are one kernel, and the count of
+distinct kernels is held instead).
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import gossamer as gs
+from gossamer.compile.pipeline import Compiled, compile_graph
+from gossamer.runtime.engine import Canonical
+from gossamer.runtime.program import host_target
+
+
+def _tanh_with_gradient(n: int) -> list[Any]:
+    x = gs.ones(4)
+    x.tolist()
+    y = x.requires_grad_()
+    for _ in range(n):
+        y = y.tanh()
+    return list(gs.autograd.grad(y.sum(), [x], create_graph=True))
+
+
+def _layers(n: int) -> list[Any]:
+    """Products, row kernels and a residual stream: many clusters instead of few large ones."""
+    x, w = gs.ones(8, 8), gs.ones(8, 8)
+    for t in (x, w):
+        t.tolist()
+    y = x
+    for _ in range(n // 8):
+        y = y + (y.softmax(dim=1) @ w).tanh()
+    return [y]
+
+
+def _many_readers(n: int) -> list[Any]:
+    """One buffer that every cluster reads."""
+    x, y = gs.ones(16), gs.ones(16)
+    for t in (x, y):
+        t.tolist()
+    return [(x * float(i)).sin() for i in range(n // 2)]
+
+
+def _compiled(roots: list[Any]) -> tuple[Compiled, float]:
+    roots_, inputs = Canonical([r._read() for r in roots]).graph(literal=True)
+    gc.collect()
+    gc.disable()
+    try:
+        start = time.thread_time()
+        made = compile_graph(roots_, inputs, host_target(), specialize=True)
+        return made, time.thread_time() - start
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("make", [_tanh_with_gradient, _layers, _many_readers])
+def test_ten_times_the_nodes_cost_less_than_fifteen_times(
+        make: Callable[[int], list[Any]]) -> None:
+    def seconds(n: int) -> float:
+        return min(_compiled(make(n))[1] for _ in range(2))
+    seconds(64)  # whatever is done once
+    assert seconds(1500) < 15 * seconds(150)
+
+
+def test_a_long_chain_has_few_distinct_kernels() -> None:
+    counts = []
+    for n in (200, 1000):
+        made, _ = _compiled(_tanh_with_gradient(n))
+        counts.append(len({c.source for c in made.calls}))
+    assert counts[1] <= counts[0] + 4 <= 12
+
+
+def test_five_thousand_links_need_no_recursion() -> None:
+    x = gs.ones(4)
+    x.tolist()
+    y = x.requires_grad_()
+    for _ in range(5_000):
+        y = y.tanh()
+    (g,) = gs.autograd.grad(y.sum(), [x])
+    assert 0 < g[0].item() < 1
