@@ -113,6 +113,25 @@ def test_damage_is_found_before_anything_changes(damage: str, tmp_path: Path) ->
     assert model.weight.tolist() == before
 
 
+def test_a_flipped_bit_in_the_state_changes_nothing(tmp_path: Path) -> None:
+    """A letter of a name or a digit of the step: neither a wrong value nor another error."""
+    folder = tmp_path / "run"
+    save_checkpoint(folder, step=3, extra={10: "a", 9: 0.1}, model=nn.Linear(2, 2))
+    path = folder / "state.json"
+    whole = path.read_bytes()
+    model = nn.Linear(2, 2)
+    before = model.weight.tolist()
+    for place in range(0, len(whole), 7):
+        harmed = bytearray(whole)
+        harmed[place] ^= 1 << place % 7
+        path.write_bytes(harmed)
+        with pytest.raises(CheckpointError, match="run"):
+            load_checkpoint(folder, model=model)
+    assert model.weight.tolist() == before
+    path.write_bytes(whole)
+    assert load_checkpoint(folder, model=model).extra == {"10": "a", "9": 0.1}
+
+
 def test_a_failed_save_keeps_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "run"
     model = _saved(folder)

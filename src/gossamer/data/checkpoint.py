@@ -1,7 +1,8 @@
 """A whole training state as one folder, written whole or not at all. Layer 5.
 
     folder/
-        state.json            step, extra, everything that is no tensor, a digest of each other file
+        state.json            step, extra, everything that is no tensor, a digest of itself and of
+                              each other file
         NAME.safetensors      the tensors of each part (model, optimizer, …)
 
 A part is anything with `state_dict` and `load_state_dict`, or a Generator. The folder is built
@@ -26,7 +27,7 @@ from gossamer.tensor import Tensor
 
 __all__ = ["TrainingState", "load_checkpoint", "pack", "save_checkpoint", "unpack"]
 
-FORMAT = 1
+FORMAT = 2  # 1 had no digest of state.json itself
 _STATE = "state.json"
 _PREVIOUS = ".previous"  # suffix of the folder that is being replaced
 
@@ -79,6 +80,12 @@ def unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if "$dict" in value:
         return {unpack(k, tensors): unpack(v, tensors) for k, v in value["$dict"]}
     return {k: unpack(v, tensors) for k, v in value.items()}
+
+
+def _state_digest(state: Mapping[str, Any]) -> str:
+    """SHA-256 of a state without its digest; numbers come back from JSON as they went in."""
+    rest = {key: value for key, value in state.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _state_of(name: str, part: Any) -> Any:
@@ -146,6 +153,8 @@ def save_checkpoint(folder: Any, *, step: int = 0, extra: Mapping[str, Any] | No
                 files[f"{name}.safetensors"] = _digest(building / f"{name}.safetensors")
         state = {"format": FORMAT, "step": int(step), "extra": dict(extra or {}), "parts": packed,
                  "files": files}
+        state = json.loads(json.dumps(state))  # keys become strings, as they will be when read
+        state["digest"] = _state_digest(state)
         with write_atomically(building / _STATE) as file:
             file.write(json.dumps(state).encode())
         _exchange(building, target)
@@ -225,10 +234,12 @@ def _read_state(target: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"load_checkpoint {target}: {_STATE} cannot be read ({error}). Use "
                               "another checkpoint.") from None
-    keys = {"format", "step", "extra", "parts", "files"}
-    if not isinstance(state, dict) or not keys <= set(state):
+    if not isinstance(state, dict) or "format" not in state:
         raise CheckpointError(f"load_checkpoint {target}: {_STATE} is not a checkpoint's.")
     if state["format"] != FORMAT:
         raise CheckpointError(f"load_checkpoint {target}: format {state['format']!r}; this version "
-                              f"reads format {FORMAT}. Update gossamer.")
+                              f"reads format {FORMAT}. Use the version that wrote it.")
+    if state.get("digest") != _state_digest(state):
+        raise CheckpointError(f"load_checkpoint {target}: {_STATE} is damaged: its content differs "
+                              "from what was saved. Use another checkpoint.")
     return state
