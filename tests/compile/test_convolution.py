@@ -46,6 +46,8 @@ CASES = {
     "one window": Case((7, 16, 6, 6), (20, 16, 6, 6)),
     "one image, one window": Case((1, 16, 6, 6), (20, 16, 6, 6)),
     "one axis": Case((3, 4, 50), (6, 4, 5), stride=2, padding=3),
+    "stride above the kernel": Case((2, 3, 12, 7), (4, 3, 3, 3), stride=4, padding=1),
+    "two strides": Case((3, 5, 17, 40), (7, 5, 2, 5), stride=(2, 3), padding=(1, 2)),
     "three axes": Case((2, 2, 5, 6, 7), (3, 2, 2, 3, 2), padding=(0, 1, 1)),
 }
 

@@ -114,9 +114,11 @@ class _Reads:
             s.get(f"d{outer}", 0) == s.get(f"d{inner}", 0) * self.shape[inner]
             for s in self.steps)
 
-    def contiguous(self, axis: int) -> bool:
+    def stride(self, axis: int) -> int:
+        """Distance in memory along an axis, the same in every load; 0 if there is none."""
         name = f"d{axis}"
-        return name not in self.tangled and all(s.get(name, 0) == 1 for s in self.steps)
+        found = {s.get(name, 0) for s in self.steps} or {1}
+        return found.pop() if len(found) == 1 and name not in self.tangled else 0
 
     def size(self) -> int:
         """Number of elements, those counted once that are repeated along an axis."""
@@ -136,10 +138,12 @@ class _Reads:
         return tuple(found)
 
     def run(self, digits: tuple[tuple[int, ...], ...]) -> int:
-        """Number of neighbours in memory along the last digit."""
-        if not digits or not self.contiguous(digits[-1][-1]):
+        """Number of neighbours in memory along the last digit; those a few places apart, which
+        vectors sort out, count for less."""
+        stride = self.stride(digits[-1][-1]) if digits else 0
+        if not 1 <= stride <= 4:
             return 0
-        return prod(self.shape[a] for a in digits[-1])
+        return prod(self.shape[a] for a in digits[-1]) // stride
 
 
 def view_of(node: Node, batch: tuple[int | None, int | None], r: tuple[int, ...],

@@ -22,7 +22,7 @@ from gossamer.ops.bitwise import bitwise_or
 from gossamer.ops.composite import composite
 from gossamer.ops.contraction import dot_general
 from gossamer.ops.elementwise import add, cast, eq, isnan, maximum, mul, where
-from gossamer.ops.movement import flip, pad, permute, reshape, slice_, unwindows, windows
+from gossamer.ops.movement import concat, flip, pad, permute, reshape, slice_, unwindows, windows
 from gossamer.ops.reduction import argmax, broadcast, reduce_max, reduce_sum
 from gossamer.ops.rules import Type, dtype_error, shape_error
 
@@ -117,6 +117,8 @@ def _conv(x: Node, w: Node, *, stride: Ints, low: Ints, high: Ints, interior: In
         wide = _conv(cast(x, dtype=float32), cast(w, dtype=float32), stride=stride, low=low,
                      high=high, interior=interior, dilation=dilation, groups=groups)
         return cast(wide, dtype=x.dtype)
+    if any(interior) and set(stride) == set(dilation) == {1}:
+        return _spread_conv(x, w, low, high, interior, groups)
     seen = _input_windows(x, kernel, stride, low, high, interior, dilation, groups)
     weight = reshape(w, shape=(groups, w.shape[0] // groups, *w.shape[1:]))
     weight = broadcast(weight, shape=(x.shape[0], *weight.shape), axes=(0,))
@@ -124,6 +126,49 @@ def _conv(x: Node, w: Node, *, stride: Ints, low: Ints, high: Ints, interior: In
     y = dot_general(weight, seen, a_batch=(0, 1), a_contract=tuple(range(3, 4 + rank)),
                     b_batch=(0, 1), b_contract=inner)  # (N, G, O/G, O1..)
     return reshape(y, shape=(x.shape[0], w.shape[0], *y.shape[3:]))
+
+
+def _spread_conv(x: Node, w: Node, low: Ints, high: Ints, interior: Ints, groups: int) -> Node:
+    """A convolution of an input with zeros between its elements, which multiplies none of them.
+
+    With s = interior + 1, output s*q + p sees x[q + t + j] through w[first + s*j] alone, where
+    first = (low - p) mod s and t = (p + first - low) / s: each p is a convolution of its own.
+    """
+    rank, lead = len(low), (x.shape[0], w.shape[0])
+    spread = tuple(i + 1 for i in interior)
+    extents = [_extent(n, k, 1, a, b, i, 1) for n, k, a, b, i in zip(
+        x.shape[2:], w.shape[2:], low, high, interior, strict=True)]
+    counts = [-(-n // s) for n, s in zip(extents, spread, strict=True)]
+
+    def phase(place: Ints) -> Node:
+        first = [(a - p) % s for a, p, s in zip(low, place, spread, strict=True)]
+        if any(f >= k for f, k in zip(first, w.shape[2:], strict=True)):
+            return CONSTANT(value=0, shape=(*lead, *counts), dtype=x.dtype)
+        taps = slice_(w, starts=(0, 0, *first), stops=w.shape, steps=(1, 1, *spread))
+        before = tuple((a - p - f) // s
+                       for a, p, f, s in zip(low, place, first, spread, strict=True))
+        behind = tuple(q + j - 1 - n - a for q, j, n, a in zip(
+            counts, taps.shape[2:], x.shape[2:], before, strict=True))
+        ones = (1,) * rank
+        return _conv(x, taps, stride=ones, low=before, high=behind, interior=(0,) * rank,
+                     dilation=ones, groups=groups)
+
+    def woven(axis: int, place: Ints) -> Node:
+        """The phases of `place` along the axes before `axis`, put together along the others."""
+        if axis == rank:
+            return phase(place)
+        parts = [woven(axis + 1, (*place, p)) for p in range(spread[axis])]
+        shape = parts[0].shape
+        if len(parts) == 1:
+            return parts[0]
+        at = 3 + axis
+        apart = [reshape(v, shape=(*shape[:at], 1, *shape[at:])) for v in parts]
+        both = concat(*apart, axis=at)
+        return reshape(both, shape=(*shape[:at - 1], shape[at - 1] * len(parts), *shape[at:]))
+
+    y = woven(0, ())
+    cut = tuple(n - have for n, have in zip(extents, y.shape[2:], strict=True))
+    return pad_or_cut(y, (0,) * rank, cut, (0,) * rank)
 
 
 def _swapped(w: Node, groups: int) -> Node:
