@@ -85,6 +85,7 @@ class Call:
         grain: indices that one worker claims at a time; 0 runs [0, n) on the calling thread.
         name: short name for `explain` and profiles.
         reads, writes: program buffers touched (for the memory plan).
+        copies: (source, destination) if it copies a buffer element by element.
     """
 
     source: KernelSource
@@ -94,3 +95,4 @@ class Call:
     name: str = ""
     reads: tuple[int, ...] = ()
     writes: tuple[int, ...] = ()
+    copies: tuple[int, int] | None = None

@@ -126,6 +126,19 @@ class _KernelWriter:
         if lanes_kept and not others:
             assert self.lane_axis is not None
             n = self.lane_axis.extent
+        copied = kernel.copied()
+        if copied is None:
+            self._loops(lanes_kept, others)
+        else:  # a state written over its old value: a copy onto itself is nothing to do
+            source, destination = (self.values.pointer(buffer) for buffer in copied)
+            with self.builder.when(self.builder.value(f"icmp ne ptr {source}, {destination}")):
+                self._loops(lanes_kept, others)
+        text = named(module_text(self.builder), "@kernel", show(kernel))
+        return Written(text, tuple(self.values.words), n, self._grain(n, lanes_kept, others))
+
+    def _loops(self, lanes_kept: bool, others: list[Axis]) -> None:
+        """The parallel loop: over lanes, or over the other kept axes, or one row."""
+        if lanes_kept and not others:
             self._hoist({self.vector or ""})
             self._lane_loop("%lo", "%hi", self._body, whole=False)
         elif others:
@@ -135,8 +148,6 @@ class _KernelWriter:
                 self._close()
         else:
             self._rows(lanes_kept)
-        source = named(module_text(self.builder), "@kernel", show(kernel))
-        return Written(source, tuple(self.values.words), n, self._grain(n, lanes_kept, others))
 
     def _grain(self, n: int, lanes_kept: bool, others: list[Axis]) -> int:
         kernel = self.kernel

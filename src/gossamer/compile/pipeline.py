@@ -160,7 +160,7 @@ def _may_share(compiled: Compiled, operands: dict[int, set[int]], root: int, num
 
     So if one elementwise kernel (or a product's epilogue) writes it, reads the input at no other
     element than the one it writes, and nothing reads the input afterwards: no later call, and in
-    that kernel no store that comes after this one.
+    that kernel no store that comes after this one. Or if a scatter begins by copying the input.
     """
     buffer = compiled.outputs[root]
     if buffer < compiled.inputs or compiled.outputs.count(buffer) > 1:
@@ -169,10 +169,12 @@ def _may_share(compiled: Compiled, operands: dict[int, set[int]], root: int, num
         return False
     writers = [i for i, c in enumerate(compiled.calls) if buffer in c.writes]
     readers = [i for i, c in enumerate(compiled.calls) if number in c.reads]
-    if len(writers) != 1 or (readers and max(readers) > writers[0]):
+    if not writers or (readers and max(readers) > writers[0]) or number in compiled.outputs:
         return False
+    if compiled.calls[writers[0]].copies == (number, buffer):
+        return True
     kernel = compiled.kernels[writers[0]]
-    if kernel is None or kernel.reduced or number in compiled.outputs:
+    if len(writers) != 1 or kernel is None or kernel.reduced:
         return False
     stores = list(kernel.stores())
     place = next(i for i, s in enumerate(stores) if s.buffer == buffer)

@@ -31,7 +31,7 @@ def kernel_call(kernel: Kernel, target: Target, specialize: bool) -> Call:
     writes = tuple({s.buffer for s in kernel.stores()})
     reads = {w.index for w in written.words if isinstance(w, BufferRef)} - set(writes)
     return Call(written.source, written.words, written.n, written.grain, kernel.name,
-                tuple(sorted(reads)), writes)
+                tuple(sorted(reads)), writes, kernel.copied())
 
 
 def _scan(cluster: Cluster, buffers: dict[int, int], target: Target,

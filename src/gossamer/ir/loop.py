@@ -100,6 +100,17 @@ class Kernel:
     passes: list[Pass]
     serial: bool = False  # a scan along the reduced axes: order matters
 
+    def copied(self) -> tuple[int, int] | None:
+        """(source, destination) if all it does is copy a buffer, element by element."""
+        stores = list(self.stores())
+        if self.reduced or len(stores) != 1 or stores[0].update:
+            return None
+        value, put = stores[0].value, stores[0]
+        if value.kind != "load" or value.dtype is not put.dtype \
+                or value.data[1:] != (put.index, None):
+            return None
+        return value.data[0], put.buffer
+
     def stores(self) -> Iterator[Store]:
         for p in self.passes:
             yield from p.stores
