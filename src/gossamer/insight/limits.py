@@ -15,8 +15,9 @@ import functools
 import hashlib
 import json
 import os
+import statistics
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -221,15 +222,20 @@ _EMPTY = KernelSource("nothing", "define void @nothing(ptr %args, i64 %lo, i64 %
 
 
 # measuring --------------------------------------------------------------------------------------
-def _best(executable: Executable, pointers: list[int], seconds: float = _SECONDS) -> float:
-    """Least time of a run, over runs that take `seconds` together."""
+def _times(executable: Executable, pointers: list[int], seconds: float) -> list[float]:
+    """Of each run, over runs that take `seconds` together."""
     executable.run(pointers)
-    best, end = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < end:
+    found: list[float] = []
+    end = time.perf_counter() + seconds
+    while not found or time.perf_counter() < end:
         start = time.perf_counter()
         executable.run(pointers)
-        best = min(best, time.perf_counter() - start)
-    return best
+        found.append(time.perf_counter() - start)
+    return found
+
+
+def _best(executable: Executable, pointers: list[int]) -> float:
+    return min(_times(executable, pointers, _SECONDS))
 
 
 def _flops(machine: Host, dtype: str, threads: int) -> float:
@@ -258,4 +264,6 @@ def _empty(grain: int) -> float:
     """Seconds of one call (grain 0) or one parallel region of as many chunks as threads."""
     count = 256
     call = Call(_EMPTY, (), get_num_threads(), grain)
-    return _best(Executable([replace(call)] * count, 0), [], _SECONDS / 4) / count
+    # Not the least: a region is cheapest when the workers do not come at all.
+    runs = _times(Executable([call] * count, 0), [], _SECONDS / 2)
+    return statistics.median(runs) / count
