@@ -48,7 +48,7 @@ class CompiledFunction:
             return self.function(*args, **kwargs)
         tensors: list[Tensor] = []
         spec = flatten((args, kwargs), tensors)
-        key = (key_of(spec), tuple([(t._node.shape, t._node.dtype, t._leaf) for t in tensors]),
+        key = (key_of(spec), tuple([(t._node.shape, t._node.dtype, _learns(t)) for t in tensors]),
                STATE.grad_enabled, MODES.inference, MODES.device, MODES.autocast,
                get_default_dtype(), get_num_threads(), get_float32_matmul_precision())
         known = self._traces.setdefault(key, [])
@@ -94,6 +94,13 @@ class CompiledFunction:
     def programs(self) -> list[Program]:
         """The compiled programs, for `explain` and tests."""
         return [t.program for ts in self._traces.values() for t in ts if not t.inline]
+
+
+def _learns(t: Tensor) -> int:
+    """Whether derivatives reach an argument: 2 a leaf, 1 by its history, 0 not at all."""
+    if t._leaf:
+        return 2
+    return int((t._read() if isinstance(t._base, Tensor) else t._node).grad)
 
 
 def _summary(made: Specialization) -> str:

@@ -9,7 +9,6 @@ model's program.
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Iterable, Sequence
 from types import CellType, FunctionType, ModuleType
@@ -19,12 +18,11 @@ from weakref import ref
 from gossamer.ir.node import Node
 from gossamer.realize import realize
 from gossamer.tensor import DETACH, Tensor, leaf_node
+from gossamer.watched import MISSING, content, names_of, same
 
 __all__ = ["GradientGuard", "ModuleGuard", "NameGuard", "root_of", "settle_reachable"]
 
 _SEARCHED = 10_000  # entries of a container that is searched for tensors
-_PLAIN = (bool, int, float, str, bytes, type(None))
-_MISSING = object()
 
 
 def root_of(t: Tensor) -> Tensor:
@@ -34,33 +32,6 @@ def root_of(t: Tensor) -> Tensor:
     return t
 
 
-def _same(a: Any, b: Any) -> bool:
-    """The same object, or equal plain values of one type."""
-    return a is b or (isinstance(b, _PLAIN) and type(a) is type(b) and a == b)
-
-
-def _functions(function: Any) -> list[FunctionType]:
-    """The Python functions behind a callable: itself, and those that decorators hold."""
-    found: list[FunctionType] = []
-    stack = [function]
-    while stack and len(found) < 16:
-        x = stack.pop()
-        x = getattr(x, "__func__", x)
-        if isinstance(x, functools.partial):
-            stack.append(x.func)
-        elif isinstance(x, FunctionType) and x not in found:
-            found.append(x)
-            stack += [_content(c) for c in x.__closure__ or ()]
-    return found
-
-
-def _content(cell: CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # not filled yet
-        return _MISSING
-
-
 class NameGuard:
     """The values of the global and closure names that a function reads.
 
@@ -68,27 +39,30 @@ class NameGuard:
     traces, not calls, and must not cause them.
     """
 
-    def __init__(self, function: Any) -> None:
-        self.cells: list[tuple[CellType, Any]] = []
-        self.names: list[tuple[dict[str, Any], str, Any]] = []
-        for f in _functions(function):
-            self.cells += [(c, _content(c)) for c in f.__closure__ or ()]
-            self.names += [(f.__globals__, n, f.__globals__[n]) for n in f.__code__.co_names
-                           if n in f.__globals__]
+    def __init__(self, functions: Iterable[FunctionType]) -> None:
+        cells: dict[int, tuple[CellType, Any]] = {}
+        names: dict[tuple[int, str], tuple[dict[str, Any], str, Any]] = {}
+        for f in functions:
+            cells.update((id(c), (c, content(c))) for c in f.__closure__ or ())
+            scope = f.__globals__
+            names.update(((id(scope), n), (scope, n, scope[n]))
+                         for n in names_of(f) if n in scope)
+        self.cells = list(cells.values())
+        self.names = list(names.values())
 
     def forget_changes(self) -> None:
         """Leave out what is not what it was."""
-        self.cells = [(c, v) for c, v in self.cells if _same(_content(c), v)]
-        self.names = [(d, n, v) for d, n, v in self.names if _same(d.get(n, _MISSING), v)]
+        self.cells = [(c, v) for c, v in self.cells if same(content(c), v)]
+        self.names = [(d, n, v) for d, n, v in self.names if same(d.get(n, MISSING), v)]
 
     def holds(self) -> bool:
         for names, name, value in self.names:
-            now = names.get(name, _MISSING)
-            if now is not value and not _same(now, value):
+            now = names.get(name, MISSING)
+            if now is not value and not same(now, value):
                 return False
         for cell, value in self.cells:
-            now = _content(cell)
-            if now is not value and not _same(now, value):
+            now = content(cell)
+            if now is not value and not same(now, value):
                 return False
         return True
 
@@ -115,6 +89,7 @@ class ModuleGuard:
                     self.sizes.append((table, len(table)))
                 self.entries += [(table, k, v) for k, v in table.items()
                                  if id(module) in own or id(v) in used]
+        self.leaves = [(v, v._leaf) for _, _, v in self.entries if isinstance(v, Tensor)]
 
     def holds(self) -> bool:
         for module, training in self.called:
@@ -123,8 +98,11 @@ class ModuleGuard:
         for table, size in self.sizes:
             if len(table) != size:
                 return False
-        for table, name, value in self.entries:  # noqa: SIM110  (a generator costs twice the time)
+        for table, name, value in self.entries:
             if table.get(name) is not value:
+                return False
+        for t, leaf in self.leaves:  # noqa: SIM110
+            if t._leaf is not leaf:
                 return False
         return True
 
@@ -142,9 +120,13 @@ class GradientGuard:
         return True
 
 
-def settle_reachable(function: Any, tensors: Sequence[Tensor]) -> list[Any]:
+def settle_reachable(captured: Sequence[Any], tensors: Sequence[Tensor]) -> list[Any]:
     """Compute the tensors that a function is likely to use, so that the trace meets values;
     views of them will read their roots, so that the program does too.
+
+    Args:
+        captured: what its names stand for, and the object that it is a method of.
+        tensors: its arguments.
 
     Returns:
         The modules found.
@@ -152,7 +134,7 @@ def settle_reachable(function: Any, tensors: Sequence[Tensor]) -> list[Any]:
     found: list[Tensor] = list(tensors)
     modules: dict[int, Any] = {}
     seen: set[int] = set()
-    stack: list[Any] = [getattr(function, "__self__", None), function, *_captured(function)]
+    stack: list[Any] = list(captured)
     for _ in range(100_000):
         if not stack:
             break
@@ -179,15 +161,6 @@ def settle_reachable(function: Any, tensors: Sequence[Tensor]) -> list[Any]:
         root._version += 1
     realize([t._read() for t in roots.values()])
     return list(modules.values())
-
-
-def _captured(function: Any) -> list[Any]:
-    """What the global and closure names of a callable stand for."""
-    found: list[Any] = []
-    for f in _functions(function):
-        found += [_content(c) for c in f.__closure__ or ()]
-        found += [f.__globals__[n] for n in f.__code__.co_names if n in f.__globals__]
-    return found
 
 
 def _adopt(t: Tensor) -> None:

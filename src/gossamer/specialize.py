@@ -27,6 +27,7 @@ from gossamer.runtime.program import Program
 from gossamer.structure import flatten, unflatten
 from gossamer.tensor import Shared, Tensor, leaf_node, view, wrap
 from gossamer.tracing import RunPlainly, Trace
+from gossamer.watched import ValueGuard, captured_by, functions_behind, read_by
 
 __all__ = ["Specialization"]
 
@@ -49,7 +50,7 @@ class _State:
 
     def __init__(self, tensor: Tensor, node: Node) -> None:
         self.tensor = tensor
-        self.shape, self.dtype = node.shape, node.dtype
+        self.shape, self.dtype, self.leaf = node.shape, node.dtype, tensor._leaf
         self.root = -1  # number of the root that replaces it, if written
         self.shareable = False  # whether the program may write the new value over the old one
 
@@ -89,6 +90,7 @@ class _Traced:
         self.grads: list[tuple[Tensor, Tensor | None]] = []
         self.grad_nodes: list[Node] = []
         self.plain = False
+        self.through = False  # an argument has a history: derivatives leave the function by it
         try:
             MODES.tracing, STATE.birth = trace, trace.born
             self.arguments = [self._placeholder(t) for t in tensors]
@@ -109,6 +111,8 @@ class _Traced:
     def _placeholder(self, t: Tensor) -> Tensor:
         node = self.trace.argument(t._node.shape, t._node.dtype)
         made = wrap(node)
+        node.grad = STATE.grad_enabled and t.requires_grad and not t._leaf
+        self.through = self.through or node.grad
         if t._leaf:
             made._leaf = True
             made._node = leaf_node(node, made)
@@ -141,7 +145,7 @@ class _Traced:
         if any(id(a) in changed for a in self.arguments):
             return True
         trained = self.grads or any(t._leaf for t, _, _ in self.written)
-        return not trained and any(n.grad for n in self.nodes)
+        return any(n.grad for n in self.nodes) and not trained or self.through and bool(trained)
 
     def pending(self) -> list[Node]:
         """Nodes of tensors from outside whose value the trace would have needed."""
@@ -169,14 +173,19 @@ class Specialization:
         self.held = spec  # objects count by identity: they must not die and be replaced
         self.inline = False
         self.state: list[_State] = []
-        names = NameGuard(function)
-        modules = settle_reachable(function, tensors)
+        functions = functions_behind(function)
+        captured = [getattr(function, "__self__", None), function,
+                    *(x for f in functions for x in captured_by(f))]
+        names = NameGuard(functions)
+        modules = settle_reachable(captured, tensors)
+        values = ValueGuard(functions_behind(function, modules), captured, modules)
         traced = _Traced(function, spec, tensors)
         pending = traced.pending()
         if pending:  # state that the search did not find; now it has values
             realize(pending)
             traced = _Traced(function, spec, tensors)
         names.forget_changes()
+        values.forget({x for get in traced.trace.scalars.values() for x in read_by(get)})
         self.born = traced.trace.born
         self.changed = {id(t) for t, _, _ in traced.written}
         self.inline = traced.eager
@@ -184,8 +193,8 @@ class Specialization:
         if not self.inline:
             self._plan(traced)
             used = {id(s.tensor) for s in self.state} | self.changed
-        self.guards: list[NameGuard | ModuleGuard | GradientGuard] = [
-            names, ModuleGuard(list(traced.trace.modules.values()), modules, used),
+        self.guards: list[NameGuard | ValueGuard | ModuleGuard | GradientGuard] = [
+            names, values, ModuleGuard(list(traced.trace.modules.values()), modules, used),
             GradientGuard([(t, g) for t, g in traced.trace.old_grads.values()
                            if not traced.trace.made(t)], used)]
 
@@ -271,7 +280,7 @@ class Specialization:
                 return False
         for s in self.state:
             node = s.tensor._node
-            if node.shape != s.shape or node.dtype is not s.dtype:
+            if node.shape != s.shape or node.dtype is not s.dtype or s.tensor._leaf is not s.leaf:
                 return False
         return True
 

@@ -76,18 +76,19 @@ def choose(m: Machine, x: Item, b: int, c: int) -> None:
     if not n:
         return
     what = b % 6
+    still = x.t.detach().clone()  # which of equal elements has the slope is nobody's promise
     if what == 0:
-        m.like(x, m.lib.topk(x.t, 1 + b // 8 % n, axis, bool(b & 64))[0])
+        m.like(x, m.lib.topk(still, 1 + b // 8 % n, axis, bool(b & 64))[0])
     elif what == 1:
-        m.like(x, m.lib.kthvalue(x.t, 1 + b // 8 % n, axis)[0])
-    elif what == 2 and x.floating:
-        m.like(x, m.lib.median(x.t.detach(), axis)[0])
+        m.like(x, m.lib.kthvalue(still, 1 + b // 8 % n, axis)[0])
+    elif what == 2 and x.floating:  # PyTorch's median of an expanded tensor reads beyond it
+        m.like(x, m.lib.median(still, axis)[0])
     elif what == 3:
         m.like(x, (m.lib.max if b & 8 else m.lib.min)(x.t, axis)[0])
     elif what == 4:
-        m.like(x, (m.lib.cummax if b & 8 else m.lib.cummin)(x.t.detach(), axis)[0])
+        m.like(x, (m.lib.cummax if b & 8 else m.lib.cummin)(still, axis)[0])
     else:
-        places = (m.lib.max if b & 8 else m.lib.min)(x.t.detach(), axis, keepdim=True)[1]
+        places = (m.lib.max if b & 8 else m.lib.min)(still, axis, keepdim=True)[1]
         m.add(places // n, 1, 0)  # among equals any place may be named
 
 

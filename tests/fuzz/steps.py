@@ -168,6 +168,12 @@ def integer(m: Machine, x: Item, b: int, c: int) -> None:
         if y.dtype == "bool":
             m.add([x.t & y.t, x.t | y.t, x.t ^ y.t, ~x.t][b % 4], 1, 0)
         return
+    if b % 9 == 8:  # by numbers of both signs, none 0
+        y = m.partner(x, c)
+        if y.dtype == x.dtype and y.s.mag < 50 and x.dtype != "uint8":
+            by = y.t * 2 + 1
+            m.add(x.t // by if b & 16 else x.t % by, x.s.mag + 2 * y.s.mag + 1, 0)
+        return
     n = 1 + c % 5
     t = [lambda: x.t // n, lambda: x.t % n, lambda: x.t & 5, lambda: x.t | 3, lambda: x.t >> 1,
          lambda: x.t << 1, lambda: x.t ^ 6][b % 7]()
