@@ -1,4 +1,4 @@
-"""A state that is written by index in a compiled step is written where it lies, when that is safe."""
+"""A state written by index in a compiled step is written where it lies, when that is safe."""
 
 from __future__ import annotations
 
