@@ -260,13 +260,14 @@ class Memory(Arithmetic):
     def outlined(self, name: str, scalar: Callable[[Self, str], str], x: str) -> str:
         """`scalar(e, lane)` for every lane, by a loop in a function of its own: for rare code.
 
-        A module has it once, however often it is called, and it is not optimized: sin compiles
-        in 22 ms instead of 37. `scalar` must be the same for equal names and types.
+        A module has it once, however often it is called. (Unoptimized, sin would compile in 22 ms
+        instead of 37, but LLVM prints a line for every pass that it then skips.) `scalar` must be
+        the same for equal names and types.
         """
         symbol = f"gossamer.{name}.{self.suffix}"
         if symbol not in self.builder.declares:
             f = FunctionBuilder(f"internal {self.t} @{symbol}({self.t} %x)",
-                                "cold noinline optnone #0")
+                                "cold noinline #0")
             one = type(self)(f, self.dtype, 0, self.flags)
             lanes = f.alloca(self.t)
             f.store(self.t, "%x", lanes)
