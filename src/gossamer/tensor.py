@@ -23,7 +23,7 @@ from gossamer.ir.node import STATE, Node, type_text
 from gossamer.ir.op import BUFFER, TABLE, Op
 from gossamer.modes import MODES, enable_grad, inference_mode, no_grad
 from gossamer.prims import flat_slope
-from gossamer.realize import from_array, realize, settle
+from gossamer.realize import PATIENCE, from_array, overdue, realize, settle
 from gossamer.shared import Shared
 from gossamer.size import Size
 
@@ -107,6 +107,8 @@ def wrap(node: Node) -> Tensor:
     node.owner = ref(t)
     if MetaValue.used:
         _mark_meta(node)
+    if node.born - node.oldest > PATIENCE:
+        overdue(node)
     return t
 
 

@@ -8,6 +8,7 @@ and `expansion` (a composite operator's body, memoised).
 
 from __future__ import annotations
 
+import itertools
 import sys
 import threading
 from collections.abc import Iterable
@@ -26,6 +27,15 @@ Shape = tuple[int, ...]
 Where = tuple[CodeType, int]  # code object and offset of the last instruction: cheap to keep
 
 _PACKAGE = str(Path(__file__).resolve().parent.parent)
+
+
+_serial = itertools.count(1 << 40).__next__
+_NEVER = 1 << 62  # later than any node
+# Joins (cat, stack) inside each other that may wait: their parts are told apart element by element,
+# and 32 of them take up to a second to compile, 400 pass Python's recursion limit.
+_MOST_JOINS = 16
+_URGENT = 1 << 30  # an age at which a node is computed at once
+_INDEXED = frozenset({"elementwise", "movement", "wrapper"})  # read through, element by element
 
 
 class State(threading.local):
@@ -54,10 +64,18 @@ class Node:
         where: the user's line.
         owner: weak reference to a Tensor that shows this node (set by the surface), or None.
         expansion: the node this one stands for (composite operators), memoised.
+        born, oldest: serial numbers of this node and of the oldest uncomputed one behind it, so
+            that their difference bounds how much waits to be computed. Equal where that can never
+            happen: the inputs of a traced function, and all that depends on them.
+        joins: how many uncomputed joins lie inside each other here.
     """
 
-    __slots__ = ("__weakref__", "attrs", "dtype", "expansion", "grad", "inputs", "op", "outs",
-                 "owner", "shape", "value", "where")
+    __slots__ = ("__weakref__", "attrs", "born", "dtype", "expansion", "grad", "inputs", "joins",
+                 "oldest", "op", "outs", "owner", "shape", "value", "where")
+
+    born: int
+    oldest: int
+    joins: int
 
     def __init__(self, op: Op, inputs: tuple[Node, ...], attrs: dict[str, Any], shape: Shape,
                  dtype: DType, grad: bool = False) -> None:
@@ -71,6 +89,27 @@ class Node:
         self.value: Any = None
         self.owner: Any = None
         self.expansion: Node | None = None
+        if inputs:
+            born = oldest = _serial()
+            joins = 0
+            for x in inputs:
+                if x.value is None:
+                    if x.oldest < oldest:
+                        oldest = x.oldest
+                    if x.joins > joins:
+                        joins = x.joins
+            if oldest < 0:
+                born = oldest = -1
+            elif op.kind not in _INDEXED:
+                joins = 0
+            elif len(inputs) > 1 and op.kind == "movement":
+                joins += 1
+                if joins >= _MOST_JOINS:
+                    oldest = born - _URGENT
+            self.born, self.oldest, self.joins = born, oldest, joins
+        else:
+            self.born = self.oldest = -1 if op.name == "input" else _NEVER
+            self.joins = 0
         where = STATE.where
         if where is None:
             frame = sys._getframe(1)
