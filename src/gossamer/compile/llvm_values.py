@@ -7,6 +7,7 @@ consecutive points of the vector axis). Scopes remember what has been computed i
 
 from __future__ import annotations
 
+from math import copysign
 from typing import Any
 
 from gossamer.compile.builder import FunctionBuilder
@@ -470,7 +471,9 @@ class ValueWriter:
 def _zero_outside(val: Val) -> bool:
     """Whether a select only repeats the condition of its load, which is 0 where that fails."""
     inside, outside = val.inputs
-    if inside.kind != "load" or outside.kind != "const" or outside.data or inside.data[2] is None:
+    if inside.kind != "load" or outside.kind != "const" or inside.data[2] is None:
+        return False
+    if outside.data or copysign(1.0, outside.data) < 0:  # -0.0 is not what a failed load gives
         return False
     own, checked = val.data, inside.data[2]
     return (set(own.bounds) <= set(checked.bounds)

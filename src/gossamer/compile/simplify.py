@@ -7,12 +7,12 @@ of what has been built already, so that equal subgraphs become one node. One wal
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import prod
+from math import copysign, prod
 from typing import Any
 
 import numpy as np
 
-from gossamer.core.dtype import bfloat16, int64
+from gossamer.core.dtype import DType, bfloat16, int64, round_to_bfloat16
 from gossamer.ir.node import STATE, Node, toposort
 from gossamer.ir.op import CONSTANT, TABLE
 
@@ -28,6 +28,21 @@ def is_number(node: Node, value: float | None = None) -> bool:
     return value is None or node.attrs["value"] == value
 
 
+def _is_zero(node: Node, sign: float) -> bool:
+    """Whether a node is the constant 0; of floats the one with this sign: x + 0.0 is not x where
+    x is -0.0, but x + -0.0 and x - 0.0 are."""
+    return is_number(node, 0) and (node.dtype.kind != "f"
+                                   or copysign(1.0, node.attrs["value"]) == sign)
+
+
+def _array(value: bool | int | float, dtype: DType) -> np.ndarray:
+    """One element as the dtype holds it: integers wrap, floats are rounded."""
+    if dtype.kind in "iu":
+        return np.array([int(value) & (1 << 64) - 1], np.uint64).astype(dtype.numpy)
+    array = np.array([value], np.float64 if dtype.kind == "f" else dtype.numpy)
+    return round_to_bfloat16(array) if dtype is bfloat16 else array.astype(dtype.numpy)
+
+
 class Rebuilder:
     """Builds nodes, each only once: equal operators over equal inputs are one node."""
 
@@ -37,7 +52,8 @@ class Rebuilder:
     def make(self, like: Node, op_name: str, *inputs: Node, **attrs: Any) -> Node:
         """A node at the line of `like`, or the equal one made before."""
         op = TABLE[op_name]
-        key = (op_name, tuple(id(x) for x in inputs), tuple(sorted(attrs.items(), key=_first)))
+        key = (op_name, tuple(id(x) for x in inputs), tuple(sorted(attrs.items(), key=_first)),
+               _negative_zero(attrs.get("value")))
         found = self.known.get(key)
         if found is None:
             before, STATE.where = STATE.where, like.where
@@ -59,6 +75,11 @@ def _first(item: tuple[str, Any]) -> str:
     return item[0]
 
 
+def _negative_zero(value: Any) -> bool:
+    """-0.0, which equals 0.0 but is another constant."""
+    return value.__class__ is float and not value and copysign(1.0, value) < 0
+
+
 def _constant(b: Rebuilder, node: Node, value: Any) -> Node:
     return b.make(node, "constant", value=value, shape=node.shape, dtype=node.dtype)
 
@@ -71,11 +92,11 @@ def _fold(b: Rebuilder, node: Node) -> Node | None:
         return _constant(b, node, node.inputs[0].attrs["value"])
     if node.op.kind != "elementwise" or node.op.reference is None:
         return None
-    arrays = [np.array([x.attrs["value"]], x.dtype.numpy) for x in node.inputs]
-    with np.errstate(all="ignore"):
-        value = np.asarray(node.op.reference(*arrays, **node.attrs)).astype(node.dtype.numpy)
     if node.dtype is bfloat16:
         return None
+    with np.errstate(all="ignore"):
+        arrays = [_array(x.attrs["value"], x.dtype) for x in node.inputs]
+        value = np.asarray(node.op.reference(*arrays, **node.attrs)).astype(node.dtype.numpy)
     return _constant(b, node, value.reshape(-1)[0].item())
 
 
@@ -123,9 +144,9 @@ def _elementwise(b: Rebuilder, node: Node) -> Node | None:
         if name == "mul":
             return x if is_number(y, 1) else y if is_number(x, 1) else None
         if name == "add":
-            return x if is_number(y, 0) else y if is_number(x, 0) else None
-        if name == "sub" or name in ("shift_left", "shift_right"):
-            return x if is_number(y, 0) else None
+            return x if _is_zero(y, -1.0) else y if _is_zero(x, -1.0) else None
+        if name in ("sub", "shift_left", "shift_right"):
+            return x if _is_zero(y, 1.0) else None
         if name == "div" and is_number(y, 1):
             return x
         if name == "pow" and node.dtype.kind == "f":
@@ -158,8 +179,17 @@ def _reduction(b: Rebuilder, node: Node) -> Node | None:
     if all(x.shape[a] == 1 for a in axes):
         return b.make(node, "reshape", x, shape=node.shape)
     if name == "reduce_sum" and is_number(x):
-        return _constant(b, node, x.attrs["value"] * prod(x.shape[a] for a in axes))
+        return _constant(b, node, _times(x, prod(x.shape[a] for a in axes)))
     return None
+
+
+def _times(x: Node, count: int) -> Any:
+    """The sum of `count` elements of a constant. Nothing adds up to 0, also infinities; sums
+    start at 0.0, so that none is -0.0."""
+    if not count:
+        return 0
+    with np.errstate(all="ignore"):
+        return _array(_array(x.attrs["value"], x.dtype)[0].item() * count + 0, x.dtype)[0].item()
 
 
 def _arg_extreme(b: Rebuilder, node: Node) -> Node:

@@ -45,6 +45,14 @@ def _literal(value: Any) -> bool:
     return isinstance(value, bool) or value in _LITERAL or value != value
 
 
+def _told_apart(attrs: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """Attributes as a part of a key. -0.0 equals 0.0 and NaN not itself, but their texts do not."""
+    for value in attrs.values():
+        if value.__class__ is float and (not value or value != value):
+            return tuple([(k, repr(v)) for k, v in attrs.items()])
+    return tuple(attrs.items())
+
+
 def _in_memory(node: Node) -> bool:
     return node.value is not None
 
@@ -91,7 +99,7 @@ class Canonical:
                     key.append(("?", node.dtype.name, node.shape))
             elif node.attrs:
                 key.append((op.name, *[numbers[id(x)] for x in node.inputs],
-                            tuple(node.attrs.items())))
+                            _told_apart(node.attrs)))
             else:
                 key.append((op.name, *[numbers[id(x)] for x in node.inputs]))
             numbers[id(node)] = len(numbers)
