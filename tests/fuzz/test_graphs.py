@@ -37,7 +37,7 @@ PROGRAMS = st.builds(
     st.lists(st.integers(0, 5), min_size=1, max_size=3).map(tuple), st.booleans())
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(PROGRAMS)
 def test_all_ways_agree(program: Program) -> None:
     check(program, torch)

@@ -17,7 +17,7 @@ import uvicorn
 
 import gossamer as gs
 from gossamer.chat.engine import Engine, Sampling
-from gossamer.chat.tokenizer import Tokenizer
+from gossamer.chat.tokenizer import SPECIALS, Tokenizer
 from gossamer.models.gpt import GPT, GPTConfig
 from gossamer.server.app import Served, build_app
 from gossamer.server.host import Host
@@ -34,8 +34,8 @@ def build(rows: int = 4, most_waiting: int = 256) -> Served:
     with gs.no_grad():
         for parameter in model.parameters():
             gs.nn.init.normal_(parameter, std=0.3)
-        for token in (tokenizer.assistant_end, tokenizer.bos):  # never the likeliest
-            model.head.weight[token] = 0.0
+        for name in SPECIALS:  # never the likeliest
+            model.head.weight[tokenizer.special[name]] = 0.0
     return Served("tiny", Host(Engine(model, rows), most_waiting), tokenizer, Sampling(), 1, {})
 
 

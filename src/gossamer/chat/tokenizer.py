@@ -65,6 +65,9 @@ class Tokenizer:
 
     Args:
         backend: a trained `tokenizers.Tokenizer` that has every token of SPECIALS.
+
+    Attributes:
+        special: id of each of SPECIALS.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -76,7 +79,7 @@ class Tokenizer:
                 f"{len(SPECIALS)} special tokens. Use the tokenizer.json beside the checkpoint."
             )
         backend.encode_special_tokens = True  # text never becomes a special token
-        self._backend, self._special = backend, special
+        self._backend, self.special = backend, special
         self.bos = special["<|bos|>"]
         self.user_start, self.user_end = special["<|user_start|>"], special["<|user_end|>"]
         self.assistant_start = special["<|assistant_start|>"]
@@ -169,7 +172,7 @@ class Tokenizer:
     def bytes_per_token(self) -> np.ndarray:
         """(V,) int64: how many bytes of text each id stands for; 0 for the special tokens."""
         sizes = np.array([len(b) for b in self.token_bytes], np.int64)
-        sizes[[self._special[name] for name in SPECIALS]] = 0
+        sizes[[self.special[name] for name in SPECIALS]] = 0
         return sizes
 
     def render(self, conversation: Sequence[Message]) -> Rendered:
