@@ -15,7 +15,7 @@ from gossamer.compile.lower import Space
 from gossamer.ir.node import Node, Shape
 
 __all__ = ["MAX_OPERATIONS", "MAX_WEIGHT", "MIN_ROWS", "SPLIT_WORK", "Cluster", "Position",
-           "Precedence", "canonical_space", "listed", "weight"]
+           "Precedence", "canonical_space", "is_copied_concat", "listed", "weight"]
 
 MIN_ROWS = 8  # fewer rows than this do not occupy the cores: elementwise work stays apart
 SPLIT_WORK = 1 << 15  # elements of a reduction with few rows that are worth two stages
@@ -38,6 +38,13 @@ def canonical_space(shape: Shape, axes: tuple[int, ...]) -> Space:
         else:
             parts.append([extent, reduced])
     return tuple((int(n), bool(r)) for n, r in parts)
+
+
+def is_copied_concat(node: Node) -> bool:
+    """Whether a node is the copy of a concatenation: a kernel for each part, without a choice
+    between parts at every element."""
+    return (node.op.name == "cast" and node.inputs[0].op.name == "concat"
+            and node.inputs[0].dtype is node.dtype)
 
 
 def weight(node: Node) -> float:

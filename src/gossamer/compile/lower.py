@@ -33,7 +33,7 @@ from gossamer.ir.loop import Axis, Kernel, Pass, Reduce, Store, Val
 from gossamer.ir.node import Node, Shape
 from gossamer.ir.op import TABLE
 
-__all__ = ["Lowering", "Misfit", "Nest", "Space", "lower_loops", "ravel", "unravel"]
+__all__ = ["Lowering", "Misfit", "Nest", "Place", "Space", "lower_loops", "ravel", "unravel"]
 
 Space = tuple[tuple[int, bool], ...]  # (extent, reduced?) per axis, neighbours of one kind merged
 COMBINE = {"reduce_sum": "add", "reduce_prod": "mul", "reduce_max": "max", "reduce_min": "min"}
@@ -41,6 +41,20 @@ COMBINE = {"reduce_sum": "add", "reduce_prod": "mul", "reduce_max": "max", "redu
 
 class Misfit(CompileError):
     """A cluster's node is asked at an index this kernel does not compute: split the cluster."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the elements of a part lie in its whole: runs of `run`, `stride` apart, from `offset`
+    on. A part that has a buffer of its own is read there."""
+
+    run: int
+    stride: int
+    offset: int
+
+    def of(self, linear: Index) -> Index:
+        """Index in the whole of element `linear` of the part."""
+        return linear // self.run * self.stride + linear % self.run + self.offset
 
 
 @dataclass
@@ -53,6 +67,7 @@ class Nest:
         reductions: reduction nodes computed here, in topological order.
         outputs: (node, buffer number) to store.
         rows: ids of outputs that have one element per row.
+        places: of outputs that are parts of a larger tensor, by id.
     """
 
     name: str
@@ -60,6 +75,7 @@ class Nest:
     reductions: list[Node]
     outputs: list[tuple[Node, int]]
     rows: set[int] = field(default_factory=set)
+    places: dict[int, Place] = field(default_factory=dict)
 
 
 def ravel(index: Iterable[Index], shape: Shape) -> Index:
@@ -279,7 +295,7 @@ def lower_loops(nest: Nest, buffers: dict[int, int]) -> Kernel:
 
 def _attempt(nest: Nest, axes: _Axes, buffers: dict[int, int]) -> Kernel:
     ask = Lowering(buffers)
-    ask.own = {id(n) for n, _ in nest.outputs}
+    ask.own = {id(n) for n, _ in nest.outputs} - nest.places.keys()
     ask.row = axes.row()
     element = axes.element()
     level: dict[int, int] = {}
@@ -305,7 +321,9 @@ def _attempt(nest: Nest, axes: _Axes, buffers: dict[int, int]) -> Kernel:
         linear = ask.row if is_row else element
         value = ask.value(node, unravel(linear, node.shape))
         depth = _depth(value, level)
-        store = Store(buffer, linear, value, node.dtype)
+        place = nest.places.get(id(node))
+        target = linear if place is None else place.of(linear)
+        store = Store(buffer, target, value, node.dtype)
         if is_row and nest.reductions:
             at(max(depth - 1, 0)).row_stores.append(store)
         else:

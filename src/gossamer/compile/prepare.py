@@ -26,6 +26,7 @@ __all__ = ["IndexCheck", "copy", "index_checks", "prepare"]
 
 _MEMORY = frozenset({"argsort"})  # operators that read their operands in order
 _LARGE = 16  # least extent of products that low precision makes faster: others only read
+_FEW_PARTS = 8  # of a concatenation that its readers choose from: a select each
 _PARTS = 64  # stages of a long reduction: enough for any number of cores this is made for
 
 
@@ -86,7 +87,9 @@ def prepare(roots: list[Node], low: DType | None = None) -> list[Node]:
     """
     b = Rebuilder()
     new: dict[int, Node] = {}
-    for node in toposort(roots, stop=lambda n: n.value is not None):
+    order = toposort(roots, stop=lambda n: n.value is not None)
+    assembled = _assembled(order)
+    for node in order:
         if not node.inputs:
             new[id(node)] = node
             continue
@@ -101,9 +104,25 @@ def prepare(roots: list[Node], low: DType | None = None) -> list[Node]:
             new[id(node)] = b.again(node, tuple(_readable(x, i) for i, x in enumerate(inputs)))
         elif name in ("reduce_sum", "reduce_max", "reduce_min"):
             new[id(node)] = _reduction(b, node, inputs[0])
+        elif id(node) in assembled:
+            new[id(node)] = b.make(node, "cast", b.again(node, inputs), dtype=node.dtype)
         else:
             new[id(node)] = b.again(node, inputs)
     return [new[id(r)] for r in roots]
+
+
+def _assembled(order: list[Node]) -> set[int]:
+    """Ids of the concatenations that are put in memory: those of many parts, which every element
+    would have to choose from, and those that a product reads, which reads them several times."""
+    found: set[int] = set()
+    read: set[int] = set()  # ids of what products read, seen through movements
+    for node in reversed(order):
+        if node.op.kind == "contraction" or id(node) in read and node.op.kind == "movement":
+            read.update(id(x) for x in node.inputs)
+        if node.op.name == "concat" and node.value is None \
+                and (id(node) in read or len(node.inputs) > _FEW_PARTS):
+            found.add(id(node))
+    return found
 
 
 def _readable(node: Node, position: int) -> Node:

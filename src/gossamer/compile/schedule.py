@@ -23,6 +23,7 @@ from gossamer.compile.cluster import (
     Position,
     Precedence,
     canonical_space,
+    is_copied_concat,
     listed,
     weight,
 )
@@ -88,6 +89,9 @@ class _Scheduler:
         elif node.op.kind == "movement":
             self.place[key] = self._through(node)
             self.deps[key] = self._reads(node)
+        elif is_copied_concat(node):
+            cluster = self._new("concat", ((node.size, False),), "concat: each part to its place")
+            self._join(cluster, node, False)
         elif node.op.kind == "elementwise":
             self._elementwise(node)
         elif node.op.kind == "reduction":
@@ -274,7 +278,9 @@ class _Scheduler:
         return cost, loads
 
     def _always_stored(self, node: Node) -> bool:
-        return node.op.kind not in ("elementwise", "movement", "leaf") and node.op.name != "take"
+        if node.op.kind == "elementwise":
+            return is_copied_concat(node)
+        return node.op.kind not in ("movement", "leaf") and node.op.name != "take"
 
     def _decide(self, cost: dict[int, float], loads: dict[int, float]) -> dict[int, Node]:
         """Walk from the consumers: a reader is the number of a cluster that computes the node or

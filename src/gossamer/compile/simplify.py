@@ -1,7 +1,8 @@
 """Graph to graph: fewer and simpler nodes with the same values. Layer 2.
 
 The one idea: rebuild the graph bottom up; each node passes a short table of rules and then a table
-of what has been built already, so that equal subgraphs become one node. One walk, linear in nodes.
+of what has been built already, so that equal subgraphs become one node. One walk, linear in nodes;
+a second one where `terms` found long sums to gather.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from gossamer.compile.terms import gather_terms
+from gossamer.compile.views import concat_rule, slice_rule
 from gossamer.core.dtype import DType, bfloat16, int64, round_to_bfloat16
 from gossamer.ir.node import STATE, Node, toposort
 from gossamer.ir.op import CONSTANT, TABLE
@@ -48,6 +51,7 @@ class Rebuilder:
 
     def __init__(self) -> None:
         self.known: dict[object, Node] = {}
+        self.offsets: dict[int, list[int]] = {}  # id of a concatenation -> where its parts begin
 
     def make(self, like: Node, op_name: str, *inputs: Node, **attrs: Any) -> Node:
         """A node at the line of `like`, or the equal one made before."""
@@ -123,13 +127,13 @@ def _movement(b: Rebuilder, node: Node) -> Node | None:
             return x
         if node.size == x.size:
             return b.make(node, "reshape", x, shape=node.shape)
-    if name == "slice" and node.shape == x.shape and not any(attrs["starts"]):
-        return x
+    if name == "slice":
+        return slice_rule(b, node)
+    if name == "concat":
+        return concat_rule(b, node)
     if name == "pad" and node.shape == x.shape:
         return x
     if name == "flip" and all(x.shape[a] == 1 for a in attrs["axes"]):
-        return x
-    if name == "concat" and len(node.inputs) == 1:
         return x
     return None
 
@@ -178,6 +182,8 @@ def _reduction(b: Rebuilder, node: Node) -> Node | None:
     axes = node.attrs["axes"]
     if all(x.shape[a] == 1 for a in axes):
         return b.make(node, "reshape", x, shape=node.shape)
+    if x.op.name == "reshape":
+        return _reduced_before(b, node, x)
     if name == "reduce_sum" and is_number(x):
         return _constant(b, node, _times(x, prod(x.shape[a] for a in axes)))
     return None
@@ -190,6 +196,16 @@ def _times(x: Node, count: int) -> Any:
         return 0
     with np.errstate(all="ignore"):
         return _array(_array(x.attrs["value"], x.dtype)[0].item() * count + 0, x.dtype)[0].item()
+
+
+def _reduced_before(b: Rebuilder, node: Node, x: Node) -> Node | None:
+    """A reduction over the first axes, whatever way they are split: equal ones become one."""
+    source, axes = x.inputs[0], node.attrs["axes"]
+    kept = x.ndim - len(axes)
+    count = source.ndim - kept
+    if axes != tuple(range(len(axes))) or count < 1 or source.shape[count:] != x.shape[len(axes):]:
+        return None
+    return b.make(node, node.op.name, source, axes=tuple(range(count)))
 
 
 def _arg_extreme(b: Rebuilder, node: Node) -> Node:
@@ -235,6 +251,13 @@ def simplify(roots: list[Node]) -> list[Node]:
     Nodes with a value (in memory) and inputs are left as they are.
     """
     b = Rebuilder()
+    new = _walk(b, roots)
+    gathered = gather_terms(b, new)
+    return new if gathered is new else _walk(b, gathered)
+
+
+def _walk(b: Rebuilder, roots: list[Node]) -> list[Node]:
+    """Every node rebuilt by its rules."""
     new: dict[int, Node] = {}
     for node in toposort(roots, stop=lambda n: n.value is not None):
         if node.value is not None:

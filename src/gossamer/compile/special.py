@@ -1,4 +1,4 @@
-"""Operators with a kernel of their own: scans, scatters, sorts, attention. Layer 2.
+"""Operators with a kernel of their own: scans, scatters, sorts, attention, concat. Layer 2.
 
 The one idea: order matters in them, so the axis along which it matters stays a serial loop, and the
 lanes and workers take what is independent: other rows of a scan, other columns of a scatter.
@@ -14,7 +14,7 @@ from gossamer.compile.attention import backward_calls, forward_calls
 from gossamer.compile.calls import BufferRef, Call
 from gossamer.compile.gemm import Target
 from gossamer.compile.llvm import write_kernel
-from gossamer.compile.lower import Lowering, ravel, unravel
+from gossamer.compile.lower import Lowering, Nest, Place, lower_loops, ravel, unravel
 from gossamer.compile.schedule import Cluster
 from gossamer.compile.sort import argsort_calls
 from gossamer.ir.index import Index, Read, const, var
@@ -90,7 +90,29 @@ def _argsort(cluster: Cluster, buffers: dict[int, int], target: Target,
     return argsort_calls(node, buffers[id(base)], buffers[id(node)])
 
 
+def _concat(cluster: Cluster, buffers: dict[int, int], target: Target,
+            specialize: bool) -> list[Call]:
+    """Each part computed or copied to its place: no element asks which part it belongs to. Sizes
+    are words, so that parts of one kind share a kernel."""
+    node = cluster.members[0]
+    whole = node.inputs[0]
+    axis = whole.attrs["axis"]
+    inner = prod(whole.shape[axis + 1:])
+    calls: list[Call] = []
+    offset = 0
+    for part in whole.inputs:
+        run = part.shape[axis] * inner
+        if part.size:
+            place = Place(part.size if run == part.size else run, whole.shape[axis] * inner, offset)
+            nest = Nest("concat", ((part.size, False),), [], [(part, buffers[id(node)])],
+                        places={id(part): place})
+            calls.append(kernel_call(lower_loops(nest, buffers), target, False))
+        offset += run
+    return calls
+
+
 SPECIAL: dict[str, Callable[[Cluster, dict[int, int], Target, bool], list[Call]]] = {
     "scan": _scan, "scatter": _scatter, "scatter_add": _scatter,
-    "argsort": _argsort, "attention": forward_calls, "attention_grad": backward_calls,
+    "argsort": _argsort, "concat": _concat,
+    "attention": forward_calls, "attention_grad": backward_calls,
 }
