@@ -275,7 +275,7 @@ def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor,
             raise ShapeError(f"{name}: attn_mask is {type_text(mask)}; it must broadcast to "
                              f"{shape}.")
         mask = prims.expand(mask, shape)
-    factor = 1 / math.sqrt(q.shape[-1]) if scale is None and q.shape[-1] else scale or 1.0
+    factor = 1 / math.sqrt(max(q.shape[-1], 1)) if scale is None else scale
     made = attention_node(q, k, v, mask, None if start is None else start._read(),
                           causal=is_causal, scale=float(factor), window=window)
     ndim = max(query.ndim, key.ndim, value.ndim)
