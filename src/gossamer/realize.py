@@ -24,7 +24,7 @@ from gossamer.ir.node import Node, toposort, user_line
 from gossamer.ir.op import INPUT
 from gossamer.modes import MODES
 from gossamer.runtime.data import Data
-from gossamer.runtime.engine import evaluate
+from gossamer.runtime.engine import evaluate, evaluate_one
 
 __all__ = ["PATIENCE", "from_array", "overdue", "realize", "settle"]
 
@@ -89,6 +89,9 @@ def realize(nodes: Sequence[Node]) -> None:
     wanted = [n for n in nodes if n.value is None]
     if not wanted:
         return
+    if len(wanted) == 1 and _at_hand(wanted[0]) and evaluate_one(wanted[0]):
+        _cut(wanted)
+        return
     if _OVERDUE.nodes and MODES.tracing is None:
         asked = {id(n) for n in wanted}
         wanted += [n for n in _OVERDUE.take() if id(n) not in asked]
@@ -112,8 +115,23 @@ def realize(nodes: Sequence[Node]) -> None:
                          "of `if`, or move the reading out of the traced function.")
     outputs = list(shown.values())
     evaluate(outputs, order)
-    for n in outputs:
-        if not n.grad or n.op.name == "leaf":  # nobody will differentiate what computed it
+    _cut(outputs)
+
+
+_MEMORY = {Data}
+
+
+def _at_hand(node: Node) -> bool:
+    """Whether all that a node needs is one plain operator over values in memory."""
+    if node.attrs or node.op.kind != "elementwise" or MODES.tracing is not None or _OVERDUE.nodes:
+        return False
+    return {x.value.__class__ for x in node.inputs} == _MEMORY
+
+
+def _cut(computed: Sequence[Node]) -> None:
+    """Let go of the graphs behind values, where nobody will differentiate what computed them."""
+    for n in computed:
+        if not n.grad or n.op.name == "leaf":
             n.inputs = ()
             n.expansion = None
 

@@ -20,7 +20,7 @@ from gossamer.core.dtype import DType, int64
 from gossamer.ir.index import Index, Var
 from gossamer.ir.loop import Axis, Kernel, Pass, Reduce, Val, index_values, operands, show
 
-__all__ = ["Written", "module_text", "write_kernel"]
+__all__ = ["Split", "Written", "module_text", "write_kernel", "write_split"]
 
 # Elements of work below which a kernel is not worth waking another thread: a fork-join of parked
 # workers costs 12-44 us (measured), and one core does about 2-4 elements a nanosecond.
@@ -36,6 +36,36 @@ class Written:
     words: tuple[Word, ...]
     n: int
     grain: int
+
+
+@dataclass(frozen=True)
+class Split:
+    """How a kernel's work is cut into parts: what of it does not depend on sizes.
+
+    Attributes:
+        vector: name of the vector axis, or None.
+        step: points of a whole unrolled vector.
+        operations: work for each point.
+    """
+
+    vector: str | None
+    step: int
+    operations: float
+
+    def of(self, kernel: Kernel) -> tuple[int, int]:
+        """(n, grain): the parallel extent of the loops, and indices a worker claims at a time."""
+        others = [a for a in kernel.kept if a.name != self.vector]
+        lanes_only = len(others) < len(kernel.kept) and not others
+        n = prod(a.extent for a in kernel.kept if lanes_only or a in others)
+        points = prod(a.extent for a in [*kernel.kept, *kernel.reduced])
+        weight = max(1.0, self.operations / 8)
+        if n < 2 or points * weight < SERIAL_WORK:
+            return n, 0
+        per_index = max(points // n, 1) * weight
+        grain = max(1, int(CHUNK_WORK / per_index))
+        if lanes_only:  # whole cache lines and whole unrolled vectors
+            grain = -(-grain // self.step) * self.step
+        return n, grain if grain < n else 0
 
 
 def module_text(builder: FunctionBuilder) -> str:
@@ -58,7 +88,14 @@ def write_kernel(kernel: Kernel, vector_bytes: int, specialize: bool) -> Written
         vector_bytes: width of the machine's vector registers.
         specialize: write sizes as literals (compiled programs) instead of argument words.
     """
-    return _KernelWriter(kernel, vector_bytes, specialize).write()
+    return write_split(kernel, vector_bytes, specialize)[0]
+
+
+def write_split(kernel: Kernel, vector_bytes: int, specialize: bool) -> tuple[Written, Split]:
+    """`write_kernel`, and how the work of such loops is split at any size."""
+    writer = _KernelWriter(kernel, vector_bytes, specialize)
+    split = Split(writer.vector, writer.width * writer.unroll, writer.operations)
+    return writer.write(*split.of(kernel)), split
 
 
 def choose_vector(kernel: Kernel) -> str | None:
@@ -118,14 +155,10 @@ class _KernelWriter:
                 self.unroll //= 2
 
     # the function -------------------------------------------------------------------------------
-    def write(self) -> Written:
+    def write(self, n: int, grain: int) -> Written:
         kernel = self.kernel
         others = [a for a in kernel.kept if a.name != self.vector]
         lanes_kept = self.vector is not None and self.vector in {a.name for a in kernel.kept}
-        n = prod(a.extent for a in others) if others else 1
-        if lanes_kept and not others:
-            assert self.lane_axis is not None
-            n = self.lane_axis.extent
         copied = kernel.copied()
         if copied is None:
             self._loops(lanes_kept, others)
@@ -134,7 +167,7 @@ class _KernelWriter:
             with self.builder.when(self.builder.value(f"icmp ne ptr {source}, {destination}")):
                 self._loops(lanes_kept, others)
         text = named(module_text(self.builder), "@kernel", show(kernel))
-        return Written(text, tuple(self.values.words), n, self._grain(n, lanes_kept, others))
+        return Written(text, tuple(self.values.words), n, grain)
 
     def _loops(self, lanes_kept: bool, others: list[Axis]) -> None:
         """The parallel loop: over lanes, or over the other kept axes, or one row."""
@@ -148,19 +181,6 @@ class _KernelWriter:
                 self._close()
         else:
             self._rows(lanes_kept)
-
-    def _grain(self, n: int, lanes_kept: bool, others: list[Axis]) -> int:
-        kernel = self.kernel
-        points = prod(a.extent for a in [*kernel.kept, *kernel.reduced])
-        weight = max(1.0, self.operations / 8)
-        if n < 2 or points * weight < SERIAL_WORK:
-            return 0
-        per_index = max(points // n, 1) * weight
-        grain = max(1, int(CHUNK_WORK / per_index))
-        if lanes_kept and not others:  # whole cache lines and whole unrolled vectors
-            step = self.width * self.unroll
-            grain = -(-grain // step) * step
-        return grain if grain < n else 0
 
     def _rows(self, lanes_kept: bool) -> None:
         if lanes_kept:

@@ -15,6 +15,7 @@ from gossamer.compile.calls import BufferRef, Call
 from gossamer.compile.gemm import Target
 from gossamer.compile.llvm import write_kernel
 from gossamer.compile.lower import Lowering, Nest, Place, lower_loops, ravel, unravel
+from gossamer.compile.remembered import write_any_size
 from gossamer.compile.schedule import Cluster
 from gossamer.compile.sort import argsort_calls
 from gossamer.ir.index import Index, Read, const, var
@@ -27,7 +28,8 @@ def kernel_call(kernel: Kernel, target: Target, specialize: bool) -> Call:
     """Write a loop kernel and call it. Flat elementwise loops gain nothing from literal sizes, so
     one kernel serves all of them."""
     flat = len(kernel.kept) == 1 and not kernel.reduced
-    written = write_kernel(kernel, target.vector_bytes, specialize and not flat)
+    written = write_kernel(kernel, target.vector_bytes, True) if specialize and not flat \
+        else write_any_size(kernel, target.vector_bytes)
     writes = tuple({s.buffer for s in kernel.stores()})
     reads = {w.index for w in written.words if isinstance(w, BufferRef)} - set(writes)
     return Call(written.source, written.words, written.n, written.grain, kernel.name,

@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Buffer", "allocate", "cached_bytes", "live_bytes", "peak_bytes", "release_cached",
-           "reset_peak"]
+__all__ = ["Buffer", "allocate", "cached_bytes", "live_bytes", "peak_bytes", "readable",
+           "release_cached", "reset_peak"]
 
 _ALIGN = 64  # a cache line, and the widest vector
 _FINE = 1024  # bytes up to which classes are multiples of _ALIGN
@@ -215,8 +215,8 @@ def _obtain(size: int, nbytes: int) -> _Block:
         return _from_system(size)
     except (MemoryError, OSError, OverflowError, ValueError):
         raise MemoryError(
-            f"allocate({nbytes}): {_readable(nbytes)} asked for while {_readable(_pool.live)} are "
-            f"in use; this machine has {_readable(_physical_bytes())}. Use smaller batches or "
+            f"allocate({nbytes}): {readable(nbytes)} asked for while {readable(_pool.live)} are "
+            f"in use; this machine has {readable(_physical_bytes())}. Use smaller batches or "
             "free tensors first (del, or leave the function that holds them).") from None
 
 
@@ -273,7 +273,8 @@ def release_cached() -> None:
         _pool.shrink(0)
 
 
-def _readable(nbytes: int) -> str:
+def readable(nbytes: int) -> str:
+    """`1.5 MiB`."""
     value = float(nbytes)
     for unit in ("bytes", "KiB", "MiB"):
         if value < 1024:

@@ -9,6 +9,7 @@ code.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -26,7 +27,8 @@ from gossamer.runtime.execute import float_bits
 from gossamer.runtime.program import Program, host_target
 from gossamer.runtime.threads import get_num_threads
 
-__all__ = ["Canonical", "cached_programs", "canonical", "clear", "evaluate", "program_for"]
+__all__ = ["Canonical", "cached_programs", "canonical", "clear", "evaluate", "evaluate_one",
+           "program_for"]
 
 _WRAPPERS = frozenset({"detach", "leaf", "custom"})
 # Numbers that rules of `simplify` know, or that kernels fold into their instructions: written into
@@ -227,3 +229,40 @@ def evaluate(roots: Sequence[Node], order: Sequence[Node] | None = None) -> None
         values = program.run(inputs, graph.params)
     for node, value in zip(roots, values, strict=True):
         node.value = value
+
+
+def evaluate_one(node: Node) -> bool:
+    """`evaluate` of one operator without attributes over values in memory, if its program is
+    known: no walk over the graph. False: nothing was done.
+
+    Cost: 5 us less than `evaluate`.
+    """
+    if watch.WATCHERS or setting("GOSSAMER_REFERENCE"):
+        return False
+    inputs = node.inputs
+    if len(inputs) == 2 and inputs[0] is not inputs[1]:
+        x, y = inputs
+        structure: tuple[Any, ...] = ((x.dtype.name, x.shape), (y.dtype.name, y.shape),
+                                      (node.op.name, 0, 1), (2,))
+    elif len(inputs) == 1:
+        x = inputs[0]
+        structure = (x.dtype.name, x.shape), (node.op.name, 0), (1,)
+    else:
+        return False
+    key = structure, _threads(), get_float32_matmul_precision()
+    with _lock:
+        found = _programs.get(key)
+        if found is None:
+            return False
+        _programs.move_to_end(key)
+    node.value = found[0].run([x.value for x in inputs])[0]
+    return True
+
+
+def _after_fork_in_child() -> None:
+    global _lock
+    _lock = threading.RLock()  # another thread may have been compiling
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

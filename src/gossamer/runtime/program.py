@@ -22,7 +22,7 @@ from gossamer.core.precision import product_dtype
 from gossamer.ir.node import Shape
 from gossamer.runtime import watch
 from gossamer.runtime.amx import usable_features
-from gossamer.runtime.buffer import Buffer, allocate
+from gossamer.runtime.buffer import Buffer, allocate, readable
 from gossamer.runtime.chunks import recorded_chunks
 from gossamer.runtime.data import Data
 from gossamer.runtime.device import host
@@ -30,6 +30,8 @@ from gossamer.runtime.execute import Executable
 from gossamer.runtime.threads import get_num_threads
 
 __all__ = ["Program", "host_target"]
+
+_SHOWN = 4  # buffers that a message names
 
 
 def host_target() -> Target:
@@ -63,6 +65,10 @@ class Program:
         self.place = place
         self.arena_bytes = compiled.arena.nbytes
         self.executable = Executable(calls, self.arena_number + 1, (), params)
+        # One result and nothing besides, as most programs of a few numbers: bytes of its buffer.
+        self._only = compiled.sizes[self.made[0]] if (
+            len(self.types) == 1 and compiled.outputs == self.made and not checked
+            and not self.arena_bytes) else -1
         # Indices are checked before anything is overwritten: a failed step changes nothing.
         needed = _needed(compiled.calls, checked)
         self.guard = Executable([calls[i] for i in needed], self.arena_number + 1, (), params) \
@@ -89,13 +95,26 @@ class Program:
 
         Raises:
             IndexingError: an index was out of range.
+            MemoryError: the system gives no more; nothing was changed.
         """
+        try:
+            return self._run(inputs, params, reuse)
+        except MemoryError as error:
+            raise self._explained(error) from None
+
+    def _run(self, inputs: Sequence[Data], params: Sequence[int],
+             reuse: dict[int, Buffer] | None) -> list[Data]:
         compiled = self.compiled
         buffers: dict[int, Buffer] = {}
         if reuse:
             for root, buffer in reuse.items():
                 buffers[compiled.outputs[root]] = buffer
         pointers = [d.buffer.address for d in inputs]
+        if self._only >= 0 and not reuse and not watch.WATCHERS:
+            made = allocate(self._only)
+            pointers += made.address, 0
+            self.executable.run(pointers, params)
+            return [Data(made, *self.types[0])]
         for b in self.made:
             held = buffers.get(b)
             if held is None:
@@ -115,6 +134,23 @@ class Program:
         return [inputs[b] if b < self.inputs and inputs[b].shape == shape
                 else Data(buffers[b] if b >= self.inputs else inputs[b].buffer, shape, dtype)
                 for b, (shape, dtype) in zip(compiled.outputs, self.types, strict=True)]
+
+    def _explained(self, error: MemoryError) -> MemoryError:
+        """What the program wanted memory for."""
+        compiled, parts = self.compiled, []
+        line = {b: (call.name, *where) for call, where in zip(compiled.calls, compiled.lines,
+                                                               strict=True) for b in call.writes}
+        for b in sorted(compiled.sizes, key=lambda b: -compiled.sizes[b])[:_SHOWN]:
+            name, file, number = line.get(b, ("unused", "?", 0))
+            parts.append(f"{readable(compiled.sizes[b])} ({name}, {file}:{number})")
+        results = sum(compiled.sizes[b] for b in self.made)
+        scratch = self.executable.scratch_bytes  # 0 before the first run is laid out
+        return MemoryError(
+            f"{error}\nIt was for a program of {len(compiled.calls)} kernels, which needs "
+            f"{readable(self.arena_bytes)} for what lives between them (arena), "
+            f"{f'{readable(scratch)} of scratch, ' if scratch else ''}"
+            f"and {readable(results)} for its results. Its largest buffers: "
+            f"{', '.join(parts) or 'none'}.")
 
     def profile(self, inputs: Sequence[Data],
                 params: Sequence[int] = ()) -> list[tuple[str, float]]:
