@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import fields
 from importlib import import_module
 
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 import gossamer as gs
 from gossamer.compile import remembered
 from gossamer.compile.llvm import Written, write_split
-from gossamer.ir.loop import Kernel
+from gossamer.ir.index import Condition, Index, Quotient, Read, Remainder, Var
+from gossamer.ir.loop import Axis, Kernel, Pass, Reduce, Store, Val
 from gossamer.runtime import engine, jit
 
 special = import_module("gossamer.compile.special")
@@ -135,3 +137,16 @@ def test_a_new_shape_compiles_nothing(rng: np.random.Generator) -> None:
     for rows, columns in ((41, 63), (64, 48), (130, 37), (33, 1000), (777, 29), (48, 64)):
         check(rows, columns)
     assert jit.stats.compiled + jit.stats.loaded_from_disk == before
+
+
+def test_whatever_a_kernel_is_made_of_is_in_its_walk() -> None:
+    """A new field changes texts: `remembered._Shape` must write it into its key as well."""
+    made_of = {Kernel: "name kept reduced passes serial", Axis: "name extent",
+               Pass: "reduces stores row_stores", Reduce: "number combine value running",
+               Store: "buffer index value dtype update", Condition: "bounds multiples",
+               Var: "name extent", Quotient: "value divisor", Remainder: "value divisor",
+               Read: "source index extent condition"}
+    for kind, names in made_of.items():
+        assert [f.name for f in fields(kind)] == names.split(), kind
+    assert set(Val.__slots__) == {"data", "dtype", "inputs", "kind", "vars"}
+    assert set(Index.__slots__) == {"_hash", "constant", "high", "low", "terms"}
