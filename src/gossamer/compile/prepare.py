@@ -15,7 +15,8 @@ from math import prod
 from typing import Any
 
 from gossamer.compile.attention import rows_of
-from gossamer.compile.contraction import canonical_operand, describe
+from gossamer.compile.contraction import Product, canonical_operand, describe, strides_of
+from gossamer.compile.implicit import View
 from gossamer.compile.schedule import MIN_ROWS, SPLIT_WORK, canonical_space
 from gossamer.compile.simplify import Rebuilder
 from gossamer.core.dtype import DType, bfloat16, bool_, float16, float32, int64
@@ -26,6 +27,7 @@ __all__ = ["IndexCheck", "copy", "index_checks", "prepare"]
 
 _MEMORY = frozenset({"argsort"})  # operators that read their operands in order
 _LARGE = 16  # least extent of products that low precision makes faster: others only read
+_SHORT = 96  # rows of a product that are too few to pack the other operand for
 _FEW_PARTS = 8  # of a concatenation that its readers choose from: a select each
 _PARTS = 64  # stages of a long reduction: enough for any number of cores this is made for
 
@@ -153,8 +155,9 @@ def _contraction(b: Rebuilder, node: Node, inputs: tuple[Node, ...], low: DType 
         if found is not None and found.in_memory:
             return b.make(node, "dot_general", *inputs, **{**node.attrs, "low": low})
     node = b.again(node, inputs)
-    if describe(node) is not None:
-        return node
+    found = describe(node)
+    if found is not None:
+        return _straightened(b, node, found)
     at: dict[str, Any] = dict(node.attrs)
     x, y = node.inputs
     x = canonical_operand(x, at["a_batch"], at["a_contract"])
@@ -171,6 +174,33 @@ def _contraction(b: Rebuilder, node: Node, inputs: tuple[Node, ...], low: DType 
     if describe(candidate) is not None:
         return candidate
     return _flat_product(b, node, x, y, count, summed)
+
+
+def _straightened(b: Rebuilder, node: Node, found: Product) -> Node:
+    """The product of copies of those operands whose order in memory would cost more than the copy:
+    rows in short pieces (a batch put behind time), each of which would be a product of its own, and
+    summed axes that lie in another order than the other operand's."""
+    bent = _bends(found)
+    inputs = list(node.inputs)
+    for i in bent:
+        x = inputs[i]
+        view = strides_of(x)
+        if view is not None and x.size == view[0].size and 0 not in view[2]:
+            inputs[i] = b.make(x, "cast", x, dtype=x.dtype)
+    if inputs == list(node.inputs):
+        return node
+    straight = b.make(node, "dot_general", *inputs, **node.attrs)
+    better = describe(straight)
+    return node if better is None or len(_bends(better)) >= len(bent) else straight
+
+
+def _bends(p: Product) -> list[int]:
+    """Numbers of the operands that are not read in the order that a product likes."""
+    if not p.in_memory:
+        return [i for i, x in enumerate((p.a, p.b)) if isinstance(x, View)]
+    pieces = p.groups[2].extent < _SHORT and any(g.extent > 1 and g.a and not g.b
+                                                 for g in p.groups[:2])
+    return [0] if pieces else []
 
 
 def _is_large(node: Node) -> bool:

@@ -20,8 +20,11 @@ from gossamer.compile.schedule import Cluster
 from gossamer.compile.sort import argsort_calls
 from gossamer.ir.index import Index, Read, const, var
 from gossamer.ir.loop import Axis, Kernel, Pass, Reduce, Store, Val
+from gossamer.ir.node import Node
 
 __all__ = ["SPECIAL", "kernel_call"]
+
+_TOGETHER = 4  # parts of a concatenation made in one loop: the gates of an LSTM
 
 
 def kernel_call(kernel: Kernel, target: Target, specialize: bool) -> Call:
@@ -94,23 +97,38 @@ def _argsort(cluster: Cluster, buffers: dict[int, int], target: Target,
 
 def _concat(cluster: Cluster, buffers: dict[int, int], target: Target,
             specialize: bool) -> list[Call]:
-    """Each part computed or copied to its place: no element asks which part it belongs to. Sizes
-    are words, so that parts of one kind share a kernel."""
+    """Parts computed or copied to their places: no element asks which part it belongs to. A few
+    parts of one shape share a kernel (the gates of a recurrent cell read the same memory). Sizes
+    are words, so that equal groups of parts share its text."""
     node = cluster.members[0]
     whole = node.inputs[0]
     axis = whole.attrs["axis"]
     inner = prod(whole.shape[axis + 1:])
-    calls: list[Call] = []
+    groups: list[list[tuple[Node, Place]]] = []
     offset = 0
     for part in whole.inputs:
         run = part.shape[axis] * inner
         if part.size:
             place = Place(part.size if run == part.size else run, whole.shape[axis] * inner, offset)
-            nest = Nest("concat", ((part.size, False),), [], [(part, buffers[id(node)])],
-                        places={id(part): place})
-            calls.append(kernel_call(lower_loops(nest, buffers), target, False))
+            if not groups or not _fits(groups[-1], part, buffers):
+                groups.append([])
+            groups[-1].append((part, place))
         offset += run
+    calls: list[Call] = []
+    for group in groups:
+        nest = Nest("concat", ((group[0][0].size, False),), [],
+                    [(part, buffers[id(node)]) for part, _ in group],
+                    places={id(part): place for part, place in group})
+        calls.append(kernel_call(lower_loops(nest, buffers), target, False))
     return calls
+
+
+def _fits(group: list[tuple[Node, Place]], part: Node, buffers: dict[int, int]) -> bool:
+    """Whether a part may be made in the same loops as those of `group`."""
+    first = group[0][0]
+    return (len(group) < _TOGETHER and part.shape == first.shape
+            and (id(part) in buffers) == (id(first) in buffers)
+            and all(part is not other for other, _ in group))
 
 
 SPECIAL: dict[str, Callable[[Cluster, dict[int, int], Target, bool], list[Call]]] = {
