@@ -24,6 +24,7 @@ from gossamer.core.errors import (
     IndexingError,
     ShapeError,
 )
+from gossamer.core.settings import refresh
 from tests.fuzz.machine import MANTISSA, Item, Machine, Program, Store
 from tests.fuzz.rare import random_steps
 
@@ -67,6 +68,7 @@ def leaves_of(lib: Any, program: Program) -> list[Any]:
 def environment(name: str, value: str) -> Iterator[None]:
     before = os.environ.get(name)
     os.environ[name] = value
+    refresh()
     try:
         yield
     finally:
@@ -74,6 +76,7 @@ def environment(name: str, value: str) -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = before
+        refresh()
 
 
 def body(program: Program, machine: Callable[[], Machine], outcome: Outcome,
