@@ -46,7 +46,7 @@ def _many_readers(n: int) -> list[Any]:
     x, y = gs.ones(16), gs.ones(16)
     for t in (x, y):
         t.tolist()
-    return [(x * float(i)).sin() for i in range(n // 2)]
+    return [(x * float(i)).sin() for i in range(n)]
 
 
 def _compiled(roots: list[Any]) -> tuple[Compiled, float]:
