@@ -19,6 +19,7 @@ from gossamer.compile.gemm import Target, low_products
 from gossamer.compile.lower import Nest, lower_loops
 from gossamer.compile.memory import Arena, plan_arena
 from gossamer.compile.prepare import copy, index_checks, prepare
+from gossamer.compile.rows import keep_rows
 from gossamer.compile.schedule import Cluster, schedule
 from gossamer.compile.simplify import simplify
 from gossamer.compile.special import SPECIAL, kernel_call
@@ -151,7 +152,7 @@ def _cluster_calls(cluster: Cluster, buffers: dict[int, int], target: Target,
     name = "+".join(dict.fromkeys(m.op.name for m in cluster.members))[:60]
     nest = Nest(name, cluster.space, cluster.reductions,
                 [(o, buffers[id(o)]) for o in cluster.outputs], cluster.rows)
-    kernel = lower_loops(nest, buffers)
+    kernel = keep_rows(lower_loops(nest, buffers))
     return [kernel_call(kernel, target, specialize)], kernel
 
 
