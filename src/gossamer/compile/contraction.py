@@ -159,11 +159,13 @@ def describe(node: Node) -> Product | None:
     """The product that a `dot_general` is, or None if an operand must be copied first."""
     left, right = strides_of(node.inputs[0]), strides_of(node.inputs[1])
     roles = _roles(node)
-    if left is not None and right is not None and not _gathers_images(roles, left, right):
+    nothing = not all(g.extent for g in roles.summed)  # to add up: nothing to pack
+    if left is not None and right is not None and (
+            nothing or not _gathers_images(roles, left, right)):
         found = _strided(roles, left, right)
         if found is not None:
             return found
-    return _implicit(node, roles, left, right)
+    return None if nothing else _implicit(node, roles, left, right)
 
 
 def _gathers_images(roles: _Roles, left: _Strides, right: _Strides) -> bool:

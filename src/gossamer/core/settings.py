@@ -54,7 +54,8 @@ SETTINGS: dict[str, Setting] = {
         Setting("GOSSAMER_DEBUG", lambda: 0, int,
                 "1 prints kernels as they are compiled, 2 also their loops, 3 also LLVM IR."),
         Setting("GOSSAMER_VERIFY", lambda: False, _flag,
-                "Verify the IR between any two passes (slow; the tests turn it on)."),
+                "Verify the IR between any two passes, fill fresh memory with NaN (slow; the tests "
+                "turn it on)."),
         Setting("GOSSAMER_REFERENCE", lambda: False, _flag,
                 "Evaluate with the NumPy reference instead of compiled code (the slow twin)."),
     )

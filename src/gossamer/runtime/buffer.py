@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from gossamer.core.settings import setting
+
 __all__ = ["Buffer", "allocate", "cached_bytes", "live_bytes", "peak_bytes", "readable",
            "release_cached", "reset_peak"]
 
@@ -186,9 +188,12 @@ def allocate(nbytes: int) -> Buffer:
             pool.peak = pool.live
     buffer = Buffer()
     buffer.address, buffer.nbytes, buffer._block = block[0], nbytes, block
+    if _DIRTY:
+        ctypes.memset(block[0], 0xFF, nbytes)
     return buffer
 
 
+_DIRTY = setting("GOSSAMER_VERIFY")  # fresh memory holds NaN and -1: who reads it is found out
 _REMEMBERED = 10_000
 _sizes: dict[int, int] = {}  # size classes already worked out
 
