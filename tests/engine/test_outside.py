@@ -23,6 +23,7 @@ import signal, threading, time
 import numpy as np
 import gossamer as gs
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a background job
 x = gs.arange(1 << 21) / (1 << 21)
 
 def step(x):
