@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from gossamer.chat.engine import Engine, Request
+from gossamer.chat.engine import Engine, Reply, Request
 from gossamer.server.serve import ServeError, bind
 from tests.server.conftest import CONTEXT, Running, build
 
@@ -262,6 +262,16 @@ def test_clients_that_vanish_free_their_slots(server: Running, stream: bool) -> 
                 raw.recv(64)
     wait_until_idle(server)
     assert httpx.post(server.url + CHAT, json=say("hello"), timeout=60).status_code == 200
+
+
+def test_all_that_wait_are_admitted_at_once() -> None:
+    host = build(rows=4).host
+    for _ in range(5):
+        host._inbox.put(Reply(Request([1, 2], max_tokens=2)))
+    host._collect()
+    assert len(host.engine.waiting) == 5
+    host.engine.step()
+    assert host.active == 4 and host.waiting == 1
 
 
 def test_a_failing_round_is_told_and_does_not_end_the_server(

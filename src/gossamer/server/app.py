@@ -10,6 +10,7 @@ import contextlib
 import json
 import secrets
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -281,7 +282,7 @@ class _Api:
                                  headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
 
 
-class _Form:
+class _Form(ABC):
     """How a reply is written as JSON: chat or plain completion."""
 
     kind = chunk_kind = ""
@@ -289,11 +290,13 @@ class _Form:
     def __init__(self, head: dict[str, Any]) -> None:
         self.head = head
 
+    @abstractmethod
     async def whole(self, number: int, reader: _Reader, asked: Asked) -> dict[str, Any]:
-        raise NotImplementedError
+        """The choice of a reply that is sent in one piece."""
 
+    @abstractmethod
     def pieces(self, number: int, reader: _Reader, asked: Asked) -> AsyncIterator[dict[str, Any]]:
-        raise NotImplementedError
+        """The choices of a reply that is streamed."""
 
 
 class _Chat(_Form):

@@ -7,6 +7,7 @@ back with `call_soon_threadsafe` to the event loop of whoever asked.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import queue
 import threading
@@ -142,12 +143,11 @@ class Host:
             self.failure = None
 
     def _collect(self) -> None:
-        """Take what is in the inbox; wait a moment if there is nothing at all to do."""
-        try:
-            reply = self._inbox.get(block=not self.engine.busy, timeout=_IDLE)
-        except queue.Empty:
-            return
-        self.engine.waiting.append(reply)
+        """Take all that is in the inbox; wait a moment if there is nothing at all to do."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                reply = self._inbox.get(block=not self.engine.busy, timeout=_IDLE)
+                self.engine.waiting.append(reply)  # from now on it is busy, and does not wait
 
     def _end_all(self, reason: str) -> None:
         replies = [slot.reply for slot in self.engine.slots if slot.reply is not None]
