@@ -14,6 +14,7 @@ from gossamer.compile.memory import Arena, plan_arena
 from gossamer.compile.pipeline import Compiled, compile_graph
 from gossamer.runtime.program import host_target
 
+from . import programs
 from .graphs import graph
 
 
@@ -184,39 +185,16 @@ def assert_apart(calls: list[Call], sizes: dict[int, int], arena: Arena) -> None
     assert most <= arena.nbytes <= sum(_line(sizes[b]) for b in alive)
 
 
-STEPS = ("exp", "add", "where", "sum", "rows", "columns", "transpose", "flip", "cat", "matmul",
-         "slice", "sort")
-
-
-def _program(steps: list[tuple[str, int, int]], wanted: list[int]) -> Any:
-    def program(*leaves: Any) -> Any:
-        values = list(leaves)
-        for name, i, j in steps:
-            x, y = values[i % len(values)], values[j % len(values)]
-            values.append(
-                x.exp() if name == "exp" else x + y if name == "add"
-                else gs.where(x > 0, x, y) if name == "where" else x * y.sum() if name == "sum"
-                else x.softmax(dim=1) if name == "rows"
-                else x - y.amax(dim=0, keepdim=True) if name == "columns"
-                else x.t().sin() if name == "transpose" else x.flip(1) if name == "flip"
-                else gs.cat([x[:5], y[5:]]) if name == "cat" else x @ y if name == "matmul"
-                else gs.cat([x[:, ::2], y[:, ::2]], dim=1) if name == "slice"
-                else x.sort(dim=1)[0])
-        return [values[-1], *(values[w % len(values)] for w in wanted)]
-    return program
-
-
 def _compile(program: Any, *shapes: tuple[int, ...]) -> Compiled:
     roots, inputs = graph(program, *shapes)
     return compile_graph(roots, inputs, host_target(), specialize=True)
 
 
-@given(st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 30), st.integers(0, 30)),
-                min_size=4, max_size=20), st.lists(st.integers(0, 30), max_size=3))
+@given(programs.steps(4, 20), st.lists(st.integers(0, 30), max_size=3))
 @settings(max_examples=25, deadline=None)
-def test_the_arena_keeps_living_buffers_apart(steps: list[tuple[str, int, int]],
+def test_the_arena_keeps_living_buffers_apart(steps: list[programs.Step],
                                               wanted: list[int]) -> None:
-    made = _compile(_program(steps, wanted), (8, 8), (8, 8))
+    made = _compile(programs.program(steps, wanted), (8, 8), (8, 8))
     kept = {*made.outputs, *(b for b, _ in made.checks)}
     assert_apart(made.calls, {b: n for b, n in made.sizes.items() if b not in kept}, made.arena)
     written: set[int] = set(range(made.inputs))

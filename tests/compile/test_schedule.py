@@ -13,6 +13,7 @@ from gossamer.compile.schedule import Plan
 from gossamer.core.errors import IndexingError
 from gossamer.ir.node import Node, toposort
 
+from . import programs
 from .graphs import graph, kernels, plan
 
 X = (32, 64)
@@ -157,30 +158,14 @@ def assert_runs(made: Plan, program: Any, *shapes: Any) -> None:
             assert all(when[id(n)] <= t for n in below if id(n) in when), (node, program)
 
 
-STEPS = ("exp", "add", "sum_rows", "sum_columns", "matmul", "transpose", "scale", "column", "row")
-
-
-def _random_program(steps: list[tuple[str, int, int]], wanted: list[int]) -> Any:
-    def program(*leaves: Any) -> Any:
-        values = list(leaves)
-        for name, i, j in steps:
-            x, y = values[i % len(values)], values[j % len(values)]
-            values.append(
-                x.exp() if name == "exp" else x + y if name == "add"
-                else x - x.sum(dim=1, keepdim=True) if name == "sum_rows"
-                else x - x.sum(dim=0, keepdim=True) if name == "sum_columns"
-                else x @ y if name == "matmul" else x.t() * y if name == "transpose"
-                else x * 0.5 if name == "scale"
-                else x + y[:, :1] if name == "column" else x * y[:1])
-        return [values[-1], *(values[w % len(values)].sin() for w in wanted)]
-    return program
-
-
-@given(st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 40), st.integers(0, 40)),
-                min_size=1, max_size=40), st.lists(st.integers(0, 40), max_size=5))
+@given(programs.steps(1, 40), st.lists(st.integers(0, 40), max_size=5))
 @settings(max_examples=60, deadline=None)
-def test_random_graphs_have_an_order(steps: list[tuple[str, int, int]], wanted: list[int]) -> None:
-    program = _random_program(steps, wanted)
+def test_random_graphs_have_an_order(steps: list[programs.Step], wanted: list[int]) -> None:
+    run = programs.program(steps, wanted)
+
+    def program(*leaves: Any) -> Any:
+        return [v.sin() for v in run(*leaves)]  # a leaf is no root of a plan
+
     shapes = [(12, 12)] * 3
     made = plan(program, *shapes)
     assert_runs(made, steps, *shapes)
