@@ -7,6 +7,7 @@ for as long as someone else can reach that memory, and a write to it is carried 
 
 from __future__ import annotations
 
+from sys import getrefcount
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from gossamer.core.errors import DeviceError, DTypeError, GradientError
 from gossamer.creation import array_node, from_numpy_hook, tensor
 from gossamer.devices import CPU
 from gossamer.dispatch import PUBLIC
-from gossamer.ir.node import type_text
+from gossamer.ir.node import Node, type_text
 from gossamer.tensor import (
     DETACH_STEP,
     Shared,
@@ -52,6 +53,9 @@ def from_numpy(ndarray: np.ndarray) -> Tensor:
 from_numpy_hook.append(from_numpy)
 
 
+_DETACHED = (DETACH_STEP,)
+
+
 class _Exported:
     """The base of an exported array: marks that its memory belongs to a tensor."""
 
@@ -60,14 +64,28 @@ class _Exported:
         self.__array_interface__ = array.__array_interface__
 
 
-def _own_array(self: Tensor) -> np.ndarray:
-    """The memory of a root tensor as an array that both sides may write."""
+def _own_array(self: Tensor, seen: Node | None = None) -> np.ndarray:
+    """The memory of a root tensor as an array that both sides may write.
+
+    Args:
+        seen: a view's node on its node; the view reads it anew once the memory is given away.
+    """
     base = self._base
-    if isinstance(base, Shared):
-        return base.array
-    if self._node.grad and not self._leaf:  # its history must stay: `loss.detach().numpy()`
-        return np.array(self._value().array())
-    exported = np.asarray(_Exported(np.array(self._value().array())))
+    if base.__class__ is Shared:
+        array: np.ndarray = base.array
+        return array
+    value = self._value()
+    node = self._node
+    if node.grad and not self._leaf:  # its history must stay: `loss.detach().numpy()`
+        return np.array(value.array())
+    # Values are never written: only memory that nothing else will read may be given away. The slot
+    # that holds each object, the local (not for the buffer) and getrefcount's own argument.
+    if (getrefcount(node) == 3 + (seen is not None)
+            and getrefcount(value) == 3 + (seen is not None and seen.value is value)
+            and not value.buffer.borrowed and getrefcount(value.buffer) == 2):
+        exported = value.array()
+    else:
+        exported = np.asarray(_Exported(np.array(value.array())))
     self._base = Shared(exported, always=False)
     return exported
 
@@ -85,11 +103,10 @@ def numpy(self: Tensor, *, force: bool = False) -> np.ndarray:
         GradientError: the tensor requires grad.
         DTypeError: the dtype is bfloat16, which NumPy lacks.
     """
-    node = self._node
     if self.requires_grad and not force:
-        raise GradientError(f"x.numpy(): x is {type_text(node)} and requires grad; NumPy does not "
-                            "record derivatives. Use x.detach().numpy().")
-    if node.dtype is bfloat16:
+        raise GradientError(f"x.numpy(): x is {type_text(self._node)} and requires grad; NumPy "
+                            "does not record derivatives. Use x.detach().numpy().")
+    if self._node.dtype is bfloat16:
         if not force:
             raise DTypeError("x.numpy(): NumPy has no bfloat16. Use x.float().numpy().")
         return np.array(self._value().array())
@@ -105,6 +122,11 @@ def numpy(self: Tensor, *, force: bool = False) -> np.ndarray:
 
 def _of_view(self: Tensor, root: Tensor) -> np.ndarray:
     """The view's part of the root's array."""
+    if self._path == _DETACHED:
+        shown = self._node
+        only = (shown.inputs == (root._node,) and getrefcount(shown) == 3
+                and getrefcount(shown.inputs) == 2)
+        return _own_array(root, shown if only else None)
     whole = _own_array(root)
     shape, strides, offset = self._node.shape, self.stride(), self.storage_offset()
     item = whole.itemsize

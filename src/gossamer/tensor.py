@@ -88,7 +88,7 @@ def twin(node: Node) -> Node:
     A trace must still see whose value it is: there the node has none of its own.
     """
     made = Node(RESHAPE, (node,), {"shape": node.shape}, node.shape, node.dtype,
-                node.grad and STATE.grad_enabled)
+                node.grad and STATE.grad_enabled, node.where)
     made.value = node.value if MODES.tracing is None else None
     return made
 
@@ -266,6 +266,7 @@ class Tensor:
         if alone or MODES.tracing is not None:
             self._base = None
             self._node = node
+            self._version += 1  # views made before the memory was given away
             node.owner = ref(self)
         return node
 

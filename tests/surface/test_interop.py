@@ -172,6 +172,48 @@ def test_deepcopy() -> None:
         copy.deepcopy(p * 2)
 
 
+def address(value: Any) -> int:
+    found: int = value.__array_interface__["data"][0]
+    return found
+
+
+@pytest.mark.parametrize("detached", [False, True])
+def test_a_result_that_nothing_else_reads_gives_its_memory_away(detached: bool) -> None:
+    x = gs.arange(4).float() + 1
+    kept = x._value().buffer.address
+    a = x.detach().numpy() if detached else x.numpy()
+    assert address(a) == kept
+    a[0] = 9
+    assert x.tolist() == [9, 2, 3, 4]
+    x[1] = 7
+    assert a.tolist() == x.tolist() == [9, 7, 3, 4]
+    assert x.numpy() is a
+
+
+def test_memory_that_something_else_reads_is_not_given_away() -> None:
+    x = gs.arange(4).float() + 1
+    later = x * 2  # not computed yet
+    part, same = x[1:], x.detach()
+    a = x.numpy()
+    a[:] = 0
+    assert later.tolist() == [2, 4, 6, 8]
+    assert part.tolist() == [0, 0, 0] and same.tolist() == [0] * 4
+    y, z = x + 3, gs.ones(4) + 2  # equal programs' results, and a value that two nodes hold
+    twice = z.requires_grad_()
+    b = y.numpy()
+    twice.detach().numpy()[0] = 5
+    assert b.tolist() == [3] * 4 and twice.tolist() == [5, 3, 3, 3]
+
+
+def test_a_view_from_before_sees_what_was_written_to_an_array_that_is_gone() -> None:
+    x = gs.zeros(4) + 1
+    part = x[:2]
+    assert part.tolist() == [1, 1]
+    x.numpy()[0] = 5
+    assert (x + 0).tolist() == [5, 1, 1, 1]
+    assert part.tolist() == [5, 1]
+
+
 def test_bfloat16_to_numpy() -> None:
     x = gs.tensor([1.0, 2.0], dtype=gs.bfloat16)
     with pytest.raises(gs.DTypeError, match="bfloat16"):

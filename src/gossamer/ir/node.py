@@ -76,9 +76,10 @@ class Node:
     born: int
     oldest: int
     joins: int
+    where: Where
 
     def __init__(self, op: Op, inputs: tuple[Node, ...], attrs: dict[str, Any], shape: Shape,
-                 dtype: DType, grad: bool = False) -> None:
+                 dtype: DType, grad: bool = False, where: Where | None = None) -> None:
         self.op = op
         self.inputs = inputs
         self.attrs = attrs
@@ -110,13 +111,14 @@ class Node:
         else:
             self.born = self.oldest = -1 if op.name == "input" else _NEVER
             self.joins = 0
-        where = STATE.where
+        if where is None:
+            where = STATE.where
         if where is None:
             frame = sys._getframe(1)
             while frame.f_code.co_filename.startswith(_PACKAGE) and frame.f_back is not None:
                 frame = frame.f_back
             where = (frame.f_code, frame.f_lasti)
-        self.where: Where = where
+        self.where = where
 
     @property
     def ndim(self) -> int:

@@ -158,7 +158,12 @@ class _View:
     def __init__(self, buffer: Buffer, dtype: np.dtype[Any], shape: Sequence[int]) -> None:
         self.buffer = buffer
         self.__array_interface__ = {"data": (buffer.address, False), "shape": tuple(shape),
-                                    "typestr": dtype.str, "version": 3}
+                                    "typestr": _type_text(dtype), "version": 3}
+
+
+@functools.cache
+def _type_text(dtype: np.dtype[Any]) -> str:
+    return dtype.str  # made anew by NumPy each time
 
 
 def allocate(nbytes: int) -> Buffer:
