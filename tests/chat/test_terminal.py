@@ -15,6 +15,7 @@ from rich.console import Console
 from gossamer import cli
 from gossamer.chat.engine import Request, Token
 from gossamer.chat.interrupt import Terminated, command
+from gossamer.chat.message import Content, pieces_of
 from gossamer.chat.speedrun import SpeedrunOptions, speedrun
 from gossamer.chat.terminal import ChatSession, run_chat, wrap_words
 from gossamer.chat.text import TextStream
@@ -27,7 +28,7 @@ TOKENIZER = Tokenizer.train(["hello there, how are you? Spell cat: c-a-t"] * 9, 
 class Parrot:
     """A stand-in for an engine: it replies with what it was told to, token by token."""
 
-    def __init__(self, reply: str, sequence_len: int = 128) -> None:
+    def __init__(self, reply: Content, sequence_len: int = 128) -> None:
         self.context = sequence_len
         self.reply = reply
         self.prompts: list[str] = []
@@ -36,11 +37,16 @@ class Parrot:
     def generate(self, request: Request) -> Iterator[Token]:
         self.prompts.append(TOKENIZER.decode(request.ids))
         self.requests.append(request)
-        for token in TOKENIZER.encode(self.reply):
-            yield Token(token, 0.0)
+        for kind, text in pieces_of(self.reply):
+            open_call = [TOKENIZER.python_start] if kind == "call" else []
+            close_call = [TOKENIZER.python_end] if kind == "call" else []
+            for token in [*open_call, *TOKENIZER.encode(text), *close_call]:
+                yield Token(token, 0.0)
+                for forced in request.follow(token) if request.follow else ():
+                    yield Token(forced, 0.0, forced=True)
 
 
-def session(reply: str, sequence_len: int = 128) -> tuple[ChatSession, Parrot]:
+def session(reply: Content, sequence_len: int = 128) -> tuple[ChatSession, Parrot]:
     parrot = Parrot(reply, sequence_len)
     return ChatSession(parrot, TOKENIZER), parrot  # type: ignore[arg-type]
 
@@ -87,6 +93,14 @@ def test_conversation_is_remembered_and_cleared() -> None:
     assert "hi<|user_end|><|assistant_start|>hello<|assistant_end|>" in parrot.prompts[1]
     assert "again" not in parrot.prompts[2] and "forgotten" in output
     assert [m["content"] for m in talk.messages] == ["new", "hello"]
+
+
+def test_a_call_of_the_calculator_is_answered_shown_and_remembered() -> None:
+    talk, parrot = session((("call", "6*7"), ("text", " => 42")))
+    output = chat(talk, ["what is 6 x 7?", "again"])
+    assert output.count("bot > [6*7] = 42 => 42") == 2
+    call = "<|python_start|>6*7<|python_end|><|output_start|>42<|output_end|> => 42"
+    assert f"<|assistant_start|>{call}<|assistant_end|>" in parrot.prompts[1]
 
 
 def test_old_turns_are_left_out_when_the_context_is_full() -> None:
@@ -303,7 +317,7 @@ def test_speedrun_from_nothing_to_a_report(tmp_path: Path) -> None:
     folder = speedrun(options, chat=False, console=Console(file=out, width=200))
     assert folder == tmp_path / "speedrun"
     report = (folder / "report.md").read_text()
-    assert "44 held-out" in report and "| story |" in report and "none dropped" in report
+    assert "48 held-out" in report and "| story |" in report and "none dropped" in report
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert "mean exact match" in out.getvalue() and "left" in out.getvalue()
     resumed = speedrun(

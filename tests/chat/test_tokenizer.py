@@ -71,6 +71,16 @@ def test_mask_covers_exactly_what_the_assistant_says(tokenizer: Tokenizer) -> No
     assert tokenizer.render_prompt(conversation[:1]) == ids[: mask.index(1)]
 
 
+def test_an_output_is_never_the_models_to_produce(tokenizer: Tokenizer) -> None:
+    reply = (("call", "6*7"), ("output", "42"), ("text", " => 42"))
+    ids, mask = tokenizer.render([{"role": "user", "content": "6 x 7"},
+                                  {"role": "assistant", "content": reply}])
+    supervised = tokenizer.decode([i for i, m in zip(ids, mask, strict=True) if m])
+    assert supervised == "<|python_start|>6*7<|python_end|> => 42<|assistant_end|>"
+    assert tokenizer.decode(ids).endswith(
+        "<|python_start|>6*7<|python_end|><|output_start|>42<|output_end|> => 42<|assistant_end|>")
+
+
 def test_document_is_supervised_but_its_start(tokenizer: Tokenizer) -> None:
     ids, mask = tokenizer.render_document("A tale.")
     assert ids[0] == tokenizer.bos and mask == [0] + [1] * (len(ids) - 1)

@@ -1,4 +1,4 @@
-"""Tasks on whole numbers: add, subtract, multiply, find the largest, sort. Layer 7.
+"""Tasks on whole numbers: add, subtract, multiply. Layer 7.
 
 Sums and differences are worked out from the last digit on, as on paper, one column a step with its
 carry written down; then every written token depends on one or two earlier ones. Digits are single
@@ -8,12 +8,11 @@ Arithmetic to Small Transformers": reversed digits and scratch work).
 
 from __future__ import annotations
 
-import re
 from random import Random
 
 from gossamer.chat.task import ARROW, Task, final_part
 
-__all__ = ["ARITHMETIC", "add_answer", "subtract_answer"]
+__all__ = ["ARITHMETIC", "add_answer", "states", "subtract_answer"]
 
 Pair = tuple[int, int]
 
@@ -39,14 +38,6 @@ def _draw_product(rng: Random) -> Pair:
     return 10 + int(rng.random() * 90), 2 + int(rng.random() * 8)
 
 
-def _draw_four(rng: Random) -> tuple[int, ...]:
-    while True:
-        numbers = tuple(1 + int(rng.random() * (999 if rng.random() < 0.8 else 99))
-                        for _ in range(4))
-        if len(set(numbers)) == 4:
-            return numbers
-
-
 def _pair_fields(facts: Pair, rng: Random) -> dict[str, str]:
     return {"a": str(facts[0]), "b": str(facts[1])}
 
@@ -56,18 +47,8 @@ def _product_fields(facts: Pair, rng: Random) -> dict[str, str]:
     return {"a": str(a), "b": str(b)}
 
 
-def _list_fields(facts: tuple[int, ...], rng: Random) -> dict[str, str]:
-    joined = (", " if rng.random() < 0.7 else " ").join(map(str, facts))
-    if rng.random() < 0.2:
-        joined = ", ".join(map(str, facts[:-1])) + f" and {facts[-1]}"
-    return {"list": joined}
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(n) for n in re.findall(r"-?\d+", text)]
-
-
-def _states(reply: str, result: int) -> bool:
+def states(reply: str, result: int) -> bool:
+    """Whether a reply ends with this number, its thousands perhaps set apart by commas."""
     return final_part(reply).replace(",", "") == str(result)
 
 
@@ -112,105 +93,26 @@ ARITHMETIC = (
         doc="the sum of two numbers of up to three digits",
         draw=_draw_pair,
         key=lambda facts: "add:{}+{}".format(*sorted(facts)),
-        ask=(
-            "What is {a} + {b}?",
-            "{a} + {b}",
-            "{a}+{b}=",
-            "What is {a} plus {b}?",
-            "Add {a} and {b}.",
-            "How much is {a} + {b}?",
-            "Calculate {a} + {b}.",
-            "What is the sum of {a} and {b}?",
-            "I have {a} apples and get {b} more. How many do I have?",
-            "Can you add {a} to {b}?",
-        ),
         fields=_pair_fields,
         answer=add_answer,
-        verify=lambda facts, reply: _states(reply, sum(facts)),
+        verify=lambda facts, reply: states(reply, sum(facts)),
     ),
     Task(
         name="subtract",
         doc="the difference of two numbers of up to three digits, not below zero",
         draw=_draw_ordered,
         key=lambda facts: "subtract:{}-{}".format(*facts),
-        ask=(
-            "What is {a} - {b}?",
-            "{a} - {b}",
-            "{a}-{b}=",
-            "What is {a} minus {b}?",
-            "Subtract {b} from {a}.",
-            "How much is {a} - {b}?",
-            "Calculate {a} - {b}.",
-            "Take {b} away from {a}.",
-            "I have {a} apples and give away {b}. How many are left?",
-            "What is the difference between {a} and {b}?",
-        ),
         fields=_pair_fields,
         answer=subtract_answer,
-        verify=lambda facts, reply: _states(reply, facts[0] - facts[1]),
+        verify=lambda facts, reply: states(reply, facts[0] - facts[1]),
     ),
     Task(
         name="multiply",
         doc="a number of two digits times a number of one digit",
         draw=_draw_product,
         key=lambda facts: "multiply:{}x{}".format(*facts),
-        ask=(
-            "What is {a} x {b}?",
-            "{a} * {b}",
-            "{a} x {b} =",
-            "What is {a} times {b}?",
-            "Multiply {a} by {b}.",
-            "How much is {a} * {b}?",
-            "Calculate {a} x {b}.",
-            "What is the product of {a} and {b}?",
-            "What do you get if you multiply {a} and {b}?",
-        ),
         fields=_product_fields,
         answer=_multiply_answer,
-        verify=lambda facts, reply: _states(reply, facts[0] * facts[1]),
-    ),
-    Task(
-        name="largest",
-        doc="the largest of four numbers",
-        draw=_draw_four,
-        key=lambda facts: "largest:" + ",".join(map(str, sorted(facts))),
-        ask=(
-            "Which is the largest: {list}?",
-            "What is the largest of {list}?",
-            "Which number is the biggest: {list}?",
-            "Find the largest number: {list}.",
-            "What is the biggest number in {list}?",
-            "Which of {list} is the greatest?",
-            "Pick the largest number from {list}.",
-            "Largest of {list}?",
-        ),
-        fields=_list_fields,
-        answer=lambda facts: str(max(facts)),
-        verify=lambda facts, reply: _states(reply, sorted(facts)[-1]),
-    ),
-    Task(
-        name="sort",
-        doc="four numbers from the smallest to the largest",
-        draw=_draw_four,
-        key=lambda facts: "sort:" + ",".join(map(str, sorted(facts))),
-        ask=(
-            "Sort {list}.",
-            "Sort these numbers: {list}.",
-            "Put {list} in order.",
-            "Order these from smallest to largest: {list}.",
-            "Arrange {list} from small to big.",
-            "What is the order of {list}?",
-            "Sort the list {list}.",
-            "Write {list} in increasing order.",
-        ),
-        fields=_list_fields,
-        answer=lambda facts: ", ".join(map(str, sorted(facts))),
-        verify=lambda facts, reply: _is_sorted_list(facts, _numbers(final_part(reply))),
+        verify=lambda facts, reply: states(reply, facts[0] * facts[1]),
     ),
 )
-
-
-def _is_sorted_list(facts: tuple[int, ...], reply: list[int]) -> bool:
-    """Four numbers, none below its predecessor, each of them asked for."""
-    ascending = all(x < y for x, y in zip(reply, reply[1:], strict=False))
-    return ascending and len(reply) == len(facts) and set(reply) == set(facts)

@@ -1,4 +1,4 @@
-"""Tasks on the calendar: a weekday some days away, a date some days later. Layer 7.
+"""Tasks on the calendar: a weekday or month some way off, dates some days apart. Layer 7.
 
 The verifiers ask Python's `datetime`, the answers are worked out by counting, so that neither can
 hide a mistake of the other.
@@ -9,52 +9,67 @@ from __future__ import annotations
 from datetime import date, timedelta
 from random import Random
 
-from gossamer.chat.task import ARROW, Task, final_part
+from gossamer.chat.task import ARROW, Task, final_part, pick
 
 __all__ = ["CALENDAR"]
 
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September",
+          "October", "November", "December")
+_NAMES: dict[str, tuple[str, ...]] = {"day": DAYS, "month": MONTHS}
 _MONTH_LENGTHS = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 _FIRST_YEAR, _YEARS = 1950, 100
 _MOST_DAYS = 60  # of a weekday question; beyond it only the remainder's table grows
+_MOST_MONTHS = 11
 _MOST_STEPS = 9  # of a date question
 
-DayFacts = tuple[str, int]  # weekday, days from it (negative = before)
-DateFacts = tuple[int, int, int, int]  # year, month, day, days to add
+DayFacts = tuple[str, str, int]  # "day" or "month", its name, how many from it (negative = before)
+DateFacts = tuple[str, int, int, int, int]  # "after" or "between"; year, month, day, days added
 
 
 def _draw_weekday(rng: Random) -> DayFacts:
-    away = 1 + int(rng.random() * _MOST_DAYS)
-    return DAYS[int(rng.random() * 7)], away if rng.random() < 0.7 else -away
+    forward = rng.random() < 0.7
+    kind = "day" if rng.random() < 0.8 else "month"
+    away = 1 + int(rng.random() * (_MOST_DAYS if kind == "day" else _MOST_MONTHS))
+    return kind, pick(rng, _NAMES[kind]), away if forward else -away
 
 
 def _weekday_answer(facts: DayFacts) -> str:
     """Whole weeks drop out, the rest is counted: `16=14+2 1 Tuesday 2 Wednesday => Wednesday`."""
-    day, away = facts
-    rest, step = abs(away) % 7, 1 if away > 0 else -1
-    here = DAYS.index(day)
-    counted = [f" {i} {DAYS[(here + i * step) % 7]}" for i in range(1, rest + 1)]
-    weeks = f"{abs(away)}={abs(away) - rest}+{rest}"
-    return weeks + "".join(counted) + f"{ARROW}{DAYS[(here + rest * step) % 7]}"
+    kind, name, away = facts
+    names = _NAMES[kind]
+    rest, step = abs(away) % len(names), 1 if away > 0 else -1
+    here = names.index(name)
+    counted = [f"{i} {names[(here + i * step) % len(names)]}" for i in range(1, rest + 1)]
+    weeks = [f"{abs(away)}={abs(away) - rest}+{rest}"] if kind == "day" else []
+    return " ".join(weeks + counted) + f"{ARROW}{names[(here + rest * step) % len(names)]}"
 
 
 def _weekday_is(facts: DayFacts, reply: str) -> bool:
-    start = next(d for d in (date(2024, 1, 1) + timedelta(i) for i in range(7))
-                 if d.strftime("%A") == facts[0])
-    return final_part(reply).lower() == (start + timedelta(facts[1])).strftime("%A").lower()
+    kind, name, away = facts
+    if kind == "day":
+        start = next(d for d in (date(2024, 1, 1) + timedelta(i) for i in range(7))
+                     if d.strftime("%A") == name)
+        right = (start + timedelta(away)).strftime("%A")
+    else:
+        start = next(d for d in (date(2024, m, 1) for m in range(1, 13))
+                     if d.strftime("%B") == name)
+        right = date(2024, (start.month + away - 1) % 12 + 1, 1).strftime("%B")
+    return final_part(reply).lower() == right.lower()
 
 
 def _weekday_fields(facts: DayFacts, rng: Random) -> dict[str, str]:
-    day, away = facts
-    plural = "day" if abs(away) == 1 else "days"
-    return {"day": day if rng.random() < 0.85 else day.lower(), "n": f"{abs(away)} {plural}",
+    kind, name, away = facts
+    plural = kind if abs(away) == 1 else kind + "s"
+    return {kind: name if rng.random() < 0.85 else name.lower(), "n": f"{abs(away)} {plural}",
             "after": "after" if away > 0 else "before"}
 
 
 def _draw_date(rng: Random) -> DateFacts:
+    kind = "after" if rng.random() < 0.8 else "between"
     year, month = _FIRST_YEAR + int(rng.random() * _YEARS), 1 + int(rng.random() * 12)
     day = 1 + int(rng.random() * _month_length(year, month))
-    return year, month, day, 1 + int(rng.random() * _MOST_STEPS)
+    return kind, year, month, day, 1 + int(rng.random() * _MOST_STEPS)
 
 
 def _month_length(year: int, month: int) -> int:
@@ -62,65 +77,65 @@ def _month_length(year: int, month: int) -> int:
     return 29 if month == 2 and leap else _MONTH_LENGTHS[month - 1]
 
 
-def _date_answer(facts: DateFacts) -> str:
-    """The day summed, the month's length, then the date: `27+3=30 of 29 => 2024-03-01`."""
-    year, month, day, steps = facts
-    length = _month_length(year, month)
-    scratch = f"{day}+{steps}={day + steps} of {length}{ARROW}"
+def _later(year: int, month: int, day: int, steps: int) -> tuple[int, int, int]:
+    """The date some days later, at most into the next month."""
     day += steps
-    if day > length:
+    if day > (length := _month_length(year, month)):
         day -= length
         year, month = (year + 1, 1) if month == 12 else (year, month + 1)
-    return f"{scratch}{year:04}-{month:02}-{day:02}"
+    return year, month, day
+
+
+def _date_answer(facts: DateFacts) -> str:
+    """The day summed, the month's length, then the date: `27+3=30 of 29 => 2024-03-01`.
+
+    Between two dates: what is left of the first month, and the days of the next: `29-27=2+1 => 3`.
+    """
+    kind, year, month, day, steps = facts
+    length, end = _month_length(year, month), _later(year, month, day, steps)
+    if kind == "after":
+        return f"{day}+{steps}={day + steps} of {length}{ARROW}" + _iso(*end)
+    if end[1] == month:
+        return f"{end[2]}-{day}{ARROW}{steps}"
+    return f"{length}-{day}={length - day}+{end[2]}{ARROW}{steps}"
+
+
+def _iso(year: int, month: int, day: int) -> str:
+    return f"{year:04}-{month:02}-{day:02}"
 
 
 def _date_is(facts: DateFacts, reply: str) -> bool:
-    year, month, day, steps = facts
+    kind, year, month, day, steps = facts
+    if kind == "between":
+        return final_part(reply).removesuffix(" days").removesuffix(" day") == str(steps)
     return final_part(reply) == (date(year, month, day) + timedelta(steps)).isoformat()
 
 
 def _date_fields(facts: DateFacts, rng: Random) -> dict[str, str]:
-    year, month, day, steps = facts
-    return {"date": f"{year:04}-{month:02}-{day:02}", "n": f"{steps} day{'s' * (steps > 1)}"}
+    _, year, month, day, steps = facts
+    return {"date": _iso(year, month, day), "n": f"{steps} day{'s' * (steps > 1)}",
+            "end": _iso(*_later(year, month, day, steps))}
 
 
 CALENDAR = (
     Task(
         name="weekday",
-        doc="the weekday some days after or before a weekday",
+        doc="the weekday or month some days or months after or before one",
         draw=_draw_weekday,
-        key=lambda facts: "weekday:{}{:+d}".format(*facts),
-        ask=(
-            "What day is {n} {after} {day}?",
-            "Which day comes {n} {after} {day}?",
-            "Which weekday is {n} {after} {day}?",
-            "What day of the week is {n} {after} {day}?",
-            "Name the day {n} {after} {day}.",
-            "What is the day {n} {after} {day}?",
-            "Start at {day}. What day is {n} {after} it?",
-            "{n} {after} {day} is which day?",
-        ),
+        key=lambda facts: "weekday:{1}{2:+d}".format(*facts),
         fields=_weekday_fields,
         answer=_weekday_answer,
         verify=_weekday_is,
+        kind=lambda facts: facts[0],
     ),
     Task(
         name="date",
-        doc="the date some days after a date, with leap years",
+        doc="the date some days after a date, or the days between two, with leap years",
         draw=_draw_date,
-        key=lambda facts: "date:{:04}-{:02}-{:02}+{}".format(*facts),
-        ask=(
-            "What date is {n} after {date}?",
-            "Which date is {n} after {date}?",
-            "What is {date} plus {n}?",
-            "{date} + {n}",
-            "Add {n} to {date}.",
-            "What is the date {n} later than {date}?",
-            "Today is {date}. What is the date in {n}?",
-            "If it is {date}, which date is {n} later?",
-        ),
+        key=lambda facts: "date:{1:04}-{2:02}-{3:02}+{4}".format(*facts),
         fields=_date_fields,
         answer=_date_answer,
         verify=_date_is,
+        kind=lambda facts: facts[0],
     ),
 )

@@ -15,6 +15,7 @@ from typing import Any
 
 from gossamer.chat.dialogues import draw_dialogue
 from gossamer.chat.evaluate import Score, to_conversation
+from gossamer.chat.message import pieces_of, words_of
 from gossamer.chat.narrative import draw_tale
 from gossamer.chat.packing import MakeExample
 from gossamer.chat.task import Task, sample
@@ -92,8 +93,8 @@ def tokenizer_corpus(tasks: Mapping[str, Task], seed: int = 0) -> list[str]:
     for task in tasks.values():
         for _ in range(_CORPUS_PER_TASK):
             question = sample(task, rng)
-            texts += [question.text, question.answer]
+            texts += [question.text, *(text for _, text in pieces_of(question.answer))]
     for _ in range(_CORPUS_PER_TASK):
         texts.append(draw_tale(rng))
-        texts += [turn["content"] for turn in draw_dialogue(rng, {})]
+        texts += [words_of(turn["content"]) for turn in draw_dialogue(rng, {})]
     return texts

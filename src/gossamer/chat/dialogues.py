@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from random import Random
 
+from gossamer.chat.message import Message
 from gossamer.chat.narrative import draw_tale
 from gossamer.chat.stories import THINGS
-from gossamer.chat.tokenizer import Message
 
 __all__ = ["draw_dialogue"]
 
 _SKILLS = ("I can spell words, count letters, add, subtract, multiply, sort numbers, name days "
-           "and dates, and answer questions about a short story.")
+           "and dates, tell times, read Roman numerals, use a calculator, and answer questions "
+           "about a short story.")
 _FACTS = {"minutes": "ten", "parameters": "one million"}
 
 _EXCHANGES: tuple[tuple[tuple[str, ...], str], ...] = (

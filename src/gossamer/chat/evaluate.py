@@ -1,7 +1,8 @@
 """Exact match on held-out questions, by one forward pass and no decoding. Layer 7.
 
 The reference reply is the only right one, so greedy decoding produces it exactly when, reading it,
-the model's likeliest token is right at every position: no decoding is needed. A test holds this
+the model's likeliest token is right at every position: no decoding is needed. A tool's output is
+given there as it is in decoding. A test holds this
 against decoding token by token.
 """
 
@@ -15,8 +16,9 @@ from random import Random
 import numpy as np
 
 import gossamer as gs
+from gossamer.chat.message import Message
 from gossamer.chat.task import Question, Task, sample
-from gossamer.chat.tokenizer import Message, Rendered, Tokenizer
+from gossamer.chat.tokenizer import Rendered, Tokenizer
 from gossamer.models.gpt import GPT
 
 __all__ = ["Score", "evaluate", "mean_score", "question_set", "replies_match", "to_conversation"]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gossamer.chat.evaluate import Score, mean_score
+from gossamer.chat.message import pieces_of, shown
 from gossamer.chat.progress import clock_text
 from gossamer.chat.tasks import TASKS
 from gossamer.chat.train import History
@@ -128,8 +129,9 @@ def _failure_lines(scores: Sequence[Score]) -> list[str]:
     lines = ["## Questions that went wrong", ""]
     for score in scores:
         for question in score.failures:
+            answer = "".join(map(shown, pieces_of(question.answer)))
             lines.append(f"- {score.task}: {_one_line(question.text)} "
-                         f"(right: `{_one_line(question.answer)}`)")
+                         f"(right: `{_one_line(answer)}`)")
     return lines if len(lines) > 2 else []
 
 

@@ -54,8 +54,10 @@ _SAMPLES = (
     "Spell butterfly backwards.",
     "What is 257 + 468?",
     "What is 47 x 6?",
+    "What is 4738 x 291?",
     "What day is 17 days after Monday?",
     "What date is 3 days after 2024-02-27?",
+    "What time is it 45 minutes after 10:30?",
     "Mia went to the garden. Tom took the ball. Tom gave the ball to Mia. Where is the ball?",
     "Tell me a story about a lamp.",
 )

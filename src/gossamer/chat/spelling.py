@@ -1,4 +1,4 @@
-"""Tasks on letters: spell a word, count a letter in it, say it backwards. Layer 7.
+"""Tasks on letters: spell a word, count a letter in it, say it from its end. Layer 7.
 
 All three share one key per word, so that a held-out word is unseen in every one of them. The
 letters are joined by hyphens: the split pattern makes `-a` one token, so a spelled word costs one
@@ -9,17 +9,19 @@ from __future__ import annotations
 
 from random import Random
 
-from gossamer.chat.task import ARROW, Task, final_part
+from gossamer.chat.task import ARROW, Task, final_part, pick
 from gossamer.chat.words import draw_word, word_key
 
 __all__ = ["SPELLING"]
 
 _QUOTES = ("{}", "{}", "{}", '"{}"', "'{}'")
 
+WordFacts = tuple[str, str]  # the kind of question, the word
+
 
 def quoted(word: str, rng: Random) -> str:
     """The word as people type it: bare, in double or in single quotes."""
-    return _QUOTES[int(rng.random() * len(_QUOTES))].format(word)
+    return pick(rng, _QUOTES).format(word)
 
 
 def _word_fields(facts: str, rng: Random) -> dict[str, str]:
@@ -55,9 +57,23 @@ def _count_answer(facts: tuple[str, str]) -> str:
     return f"count {letter}: " + " ".join(parts) + f"{ARROW}{running}"
 
 
-def _reverse_answer(word: str) -> str:
+def _draw_backwards(rng: Random) -> WordFacts:
+    dice = rng.random()
+    kind = "backwards" if dice < 0.7 else "first" if dice < 0.85 else "last"
+    return kind, draw_word(rng)
+
+
+def _backwards_answer(facts: WordFacts) -> str:
     """Forwards first, then backwards: each letter is the one before the last written one."""
-    return f"{_spell(word)}{ARROW}{_spell(word[::-1])}"
+    kind, word = facts
+    wanted = {"backwards": _spell(word[::-1]), "first": word[0], "last": word[-1]}[kind]
+    return f"{_spell(word)}{ARROW}{wanted}"
+
+
+def _is_backwards(facts: WordFacts, reply: str) -> bool:
+    kind, word = facts
+    said = _letters(final_part(reply))
+    return said[::-1] == word if kind == "backwards" else said == word[0 if kind == "first" else -1]
 
 
 def _count_fields(facts: tuple[str, str], rng: Random) -> dict[str, str]:
@@ -70,18 +86,6 @@ SPELLING = (
         doc="spell a word letter by letter",
         draw=draw_word,
         key=word_key,
-        ask=(
-            "Spell {word}.",
-            "How do you spell {word}?",
-            "Can you spell {word}?",
-            "Spell the word {word}.",
-            "How is {word} spelled?",
-            "What are the letters of {word}?",
-            "Spell {word} letter by letter.",
-            "Give me the letters in {word}.",
-            "Which letters make the word {word}?",
-            "How is the word {word} written?",
-        ),
         fields=_word_fields,
         answer=_spell,
         verify=lambda word, reply: _letters(final_part(reply)) == word,
@@ -91,41 +95,18 @@ SPELLING = (
         doc="how often a letter occurs in a word",
         draw=_draw_count,
         key=lambda facts: word_key(facts[0]),
-        ask=(
-            "How many {letter} are in {word}?",
-            "How many {letter} in {word}?",
-            "How many times does {letter} appear in {word}?",
-            "Count the letter {letter} in {word}.",
-            "How often does the letter {letter} occur in {word}?",
-            "How many letters {letter} does {word} have?",
-            "How many {letter}'s are there in the word {word}?",
-            "Count {letter} in {word}.",
-            "In {word}, how many {letter} do you see?",
-            "What is the number of {letter} in {word}?",
-        ),
         fields=_count_fields,
         answer=_count_answer,
         verify=lambda facts, reply: final_part(reply) == str(facts[0].count(facts[1])),
     ),
     Task(
         name="reverse_word",
-        doc="the letters of a word backwards",
-        draw=draw_word,
-        key=word_key,
-        ask=(
-            "Reverse the word {word}.",
-            "Spell {word} backwards.",
-            "What is {word} backwards?",
-            "Write {word} in reverse.",
-            "Reverse {word}.",
-            "How do you spell {word} backwards?",
-            "What is the reverse of {word}?",
-            "Say {word} from the last letter to the first.",
-            "Turn {word} around.",
-            "Can you write {word} backwards?",
-        ),
-        fields=_word_fields,
-        answer=_reverse_answer,
-        verify=lambda word, reply: _letters(final_part(reply))[::-1] == word,
+        doc="a word backwards, its first or its last letter",
+        draw=_draw_backwards,
+        key=lambda facts: word_key(facts[1]),
+        fields=lambda facts, rng: {"word": quoted(facts[1], rng)},
+        answer=_backwards_answer,
+        verify=_is_backwards,
+        kind=lambda facts: facts[0],
     ),
 )

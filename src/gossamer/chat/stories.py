@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from random import Random
 
-from gossamer.chat.task import ARROW, Task, final_part
+from gossamer.chat.task import ARROW, Task, final_part, pick
 from gossamer.chat.words import listed
 
 __all__ = ["NAMES", "PLACES", "STORIES", "THINGS", "Event", "state_after", "tell"]
@@ -39,15 +39,11 @@ _GIVE = ("{0} gave the {1} to {2}.", "{0} handed the {1} to {2}.")
 _PHRASES = {"go": _GO, "take": _TAKE, "give": _GIVE}
 
 
-def _pick(rng: Random, items: tuple[str, ...], count: int) -> list[str]:
-    return rng.sample(items, count)
-
-
 def draw_events(rng: Random) -> tuple[Event, ...]:
     """Two or three people who all went somewhere, one or two things, four to six events."""
-    people = _pick(rng, NAMES, 2 + (rng.random() < 0.5))
-    things = _pick(rng, THINGS, 1 + (rng.random() < 0.6))
-    places = _pick(rng, PLACES, 4)
+    people = rng.sample(NAMES, 2 + (rng.random() < 0.5))
+    things = rng.sample(THINGS, 1 + (rng.random() < 0.6))
+    places = rng.sample(PLACES, 4)
     events: list[Event] = [("go", who, places[i]) for i, who in enumerate(people)]
     owner: dict[str, str] = {}
     for thing in things:
@@ -85,9 +81,7 @@ def tell(events: tuple[Event, ...], rng: Random) -> str:
     """The events as sentences, each in one of its wordings."""
     sentences = []
     for verb, who, what in events:
-        phrases = _PHRASES[verb]
-        phrase = phrases[int(rng.random() * len(phrases))]
-        sentences.append(phrase.format(who, *what.split(">")))
+        sentences.append(pick(rng, _PHRASES[verb]).format(who, *what.split(">")))
     return " ".join(sentences)
 
 
@@ -127,12 +121,8 @@ def _story_is(facts: StoryFacts, reply: str) -> bool:
 
 
 def _story_fields(facts: StoryFacts, rng: Random) -> dict[str, str]:
-    events, kind, subject = facts
-    if kind == "holder":
-        asked = ("Who has the {}?", "Who holds the {}?")[rng.random() < 0.3].format(subject)
-    else:
-        asked = f"Where is {'the ' if kind == 'thing' else ''}{subject}?"
-    return {"story": tell(events, rng), "question": asked}
+    events, _, subject = facts
+    return {"story": tell(events, rng), "subject": subject}
 
 
 def _story_key(facts: StoryFacts) -> str:
@@ -146,9 +136,9 @@ STORIES = (
         doc="who has a thing or where it is, after a short story",
         draw=_draw_story,
         key=_story_key,
-        ask=("{story} {question}", "{story} {question}", "{story}\n{question}"),
         fields=_story_fields,
         answer=_story_answer,
         verify=_story_is,
+        kind=lambda facts: facts[1],
     ),
 )

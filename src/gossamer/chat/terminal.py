@@ -17,10 +17,12 @@ from itertools import chain
 from rich.cells import cell_len
 from rich.console import Console
 
+from gossamer.chat.calculator import Calculator
 from gossamer.chat.engine import Engine, Request, Sampling
 from gossamer.chat.interrupt import Terminated
-from gossamer.chat.text import TextStream
-from gossamer.chat.tokenizer import Message, Tokenizer
+from gossamer.chat.message import Message, Piece, joined, shown
+from gossamer.chat.text import ReplyStream
+from gossamer.chat.tokenizer import Tokenizer
 
 __all__ = ["ChatSession", "run_chat", "visible", "wrap_words"]
 
@@ -63,20 +65,19 @@ class ChatSession:
         except ValueError:
             self.messages.pop()
             raise
-        stream, pieces = TextStream(self.tokenizer), []
+        stream, said = ReplyStream(self.tokenizer), list[Piece]()
         tokens = self.engine.generate(Request(
             prompt, sampling=Sampling(self.temperature, seed=self.seed),
             stop=(self.tokenizer.assistant_end, self.tokenizer.bos),
+            follow=Calculator(self.tokenizer).follow,
         ))
         self.seed += 1
         try:
-            for token in tokens:
-                pieces.append(stream.push(token.id))
-                yield pieces[-1]
-            pieces.append(stream.rest())
-            yield pieces[-1]
+            for pieces in chain((stream.push(token.id) for token in tokens), [stream.rest()]):
+                said += pieces
+                yield "".join(map(shown, pieces))
         finally:  # also when the caller stops early: what was shown was said
-            self.messages.append({"role": "assistant", "content": "".join(pieces)})
+            self.messages.append({"role": "assistant", "content": joined(said)})
 
     def _prompt(self) -> list[int]:
         """Ids of the newest turns that leave room for a reply."""

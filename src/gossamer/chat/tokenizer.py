@@ -15,7 +15,6 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TypedDict
 
 import numpy as np
 from tokenizers import Regex, Tokenizer as Backend
@@ -24,9 +23,10 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, PreTokenizer, Sequence as Chain, Split
 from tokenizers.trainers import BpeTrainer
 
+from gossamer.chat.message import Content, Message, pieces_of
 from gossamer.core.errors import CheckpointError
 
-__all__ = ["SPECIALS", "SPLIT_PATTERN", "Message", "Rendered", "Tokenizer"]
+__all__ = ["SPECIALS", "SPLIT_PATTERN", "Rendered", "Tokenizer"]
 
 SPLIT_PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)(?!\p{L})|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}"
@@ -38,13 +38,6 @@ SPECIALS = (
 )
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 _SMALLEST_VOCABULARY = 256 + len(SPECIALS)
-
-
-class Message(TypedDict):
-    """One turn: `role` is "user" or "assistant"."""
-
-    role: str
-    content: str
 
 
 def _byte_names() -> dict[str, int]:
@@ -86,6 +79,9 @@ class Tokenizer:
         self.assistant_end = special["<|assistant_end|>"]
         self.python_start, self.python_end = special["<|python_start|>"], special["<|python_end|>"]
         self.output_start, self.output_end = special["<|output_start|>"], special["<|output_end|>"]
+        self._marks: dict[str, tuple[list[int], list[int]]] = {
+            "text": ([], []), "call": ([self.python_start], [self.python_end]),
+            "output": ([self.output_start], [self.output_end])}
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int = 1024) -> Tokenizer:
@@ -182,7 +178,8 @@ class Tokenizer:
             conversation: turns that begin with the user's and alternate.
 
         Returns:
-            Ids, and a mask of the same length: 1 on the assistant's words and its end token.
+            Ids, and a mask of the same length: 1 on the assistant's words, its calls and its end
+            token, 0 on what it is given: the user's turns and the calculator's outputs.
 
         Raises:
             ValueError: an unknown role, or two turns in a row by the same one.
@@ -200,13 +197,23 @@ class Tokenizer:
                     f"render: turn {turn} has role {message['role']!r}; turns alternate and begin "
                     f"with the user, so it must be {expected!r}. Merge or reorder the turns."
                 )
-            body = self.encode(message["content"])
+            body, asked = self._render_content(message["content"])
             if turn % 2:
                 ids += [self.assistant_start, *body, self.assistant_end]
-                mask += [0] + [1] * (len(body) + 1)
+                mask += [0, *asked, 1]
             else:
                 ids += [self.user_start, *body, self.user_end]
                 mask += [0] * (len(body) + 2)
+        return ids, mask
+
+    def _render_content(self, content: Content) -> Rendered:
+        """Ids of one turn between its marks; an output is never the model's to produce."""
+        ids, mask = list[int](), list[int]()
+        for kind, text in pieces_of(content):
+            first, last = self._marks[kind]
+            body = [*first, *self.encode(text), *last]
+            ids += body
+            mask += [int(kind != "output")] * len(body)
         return ids, mask
 
     def render_prompt(self, conversation: Sequence[Message]) -> list[int]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gossamer.chat.engine import Sampling
-from gossamer.chat.tokenizer import Message
+from gossamer.chat.message import Message, words_of
 
 __all__ = ["ApiError", "Asked", "chat_messages", "completion_prompts", "parse", "read_json"]
 
@@ -145,7 +145,8 @@ def chat_messages(body: dict[str, Any]) -> list[Message]:
         role, content = message.get("role"), _content(message.get("content"), place)
         if role in ("system", "developer", "user"):
             if open_turn:
-                turns[-1]["content"] += "\n\n" + content
+                said = words_of(turns[-1]["content"])
+                turns[-1]["content"] = f"{said}\n\n{content}"
             else:
                 turns.append({"role": "user", "content": content})
             open_turn = True

@@ -25,8 +25,9 @@ from starlette.staticfiles import StaticFiles
 
 from gossamer.chat.calculator import Calculator
 from gossamer.chat.engine import Request, Sampling, Token
+from gossamer.chat.message import Message
 from gossamer.chat.text import ReplyStream
-from gossamer.chat.tokenizer import Message, Tokenizer
+from gossamer.chat.tokenizer import Tokenizer
 from gossamer.server.api import (
     ApiError,
     Asked,
