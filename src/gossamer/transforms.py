@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import WeakValueDictionary
 
 from gossamer import prims
 from gossamer.compile.batch import batch
@@ -27,6 +28,8 @@ from gossamer.tensor import LEAF, RESHAPE, Tensor, twin, wrap
 
 __all__ = ["checkpoint", "grad", "grad_and_value", "hessian", "jacfwd", "jacrev", "jvp",
            "value_and_grad", "vjp", "vmap"]
+
+AFTER = prims.op("after")
 
 
 # ------------------------------------------------------------------------------------- structure
@@ -442,11 +445,15 @@ def checkpoint(function: Callable[..., Any], *args: Any, use_reentrant: bool | N
                preserve_rng_state: bool = True, **kwargs: Any) -> Any:
     """`function(*args)`, whose intermediate values are computed again in the backward pass.
 
-    Saves memory for time: one more forward pass through `function`. Random draws repeat exactly.
+    Saves memory for time: one more forward pass through `function`, which begins when the first
+    cotangent of its results is there. Random draws repeat exactly.
 
     Args:
         function: any function of tensors.
         args, kwargs: its arguments.
+
+    Cost: `function` once more in the backward pass; between the passes only its arguments and
+    results are held.
     """
     with enable_grad() if STATE.grad_enabled else _nothing():
         made = function(*args, **kwargs)
@@ -455,7 +462,8 @@ def checkpoint(function: Callable[..., Any], *args: Any, use_reentrant: bool | N
     given: list[Tensor] = []
     flatten((args, kwargs), given)
     inputs = {id(t._node): t._node for t in given}
-    out = [_recomputed(t._read(), inputs) for t in results]
+    late: WeakValueDictionary[int, Node] = WeakValueDictionary()
+    out = [_recomputed(t._read(), inputs, late) for t in results]
     return unflatten(spec, out)
 
 
@@ -467,15 +475,23 @@ class _nothing:
         return None
 
 
-def _recomputed(root: Node, inputs: dict[int, Node]) -> Tensor:
-    """`root` behind a node whose derivative rule rebuilds the graph between its sources and it."""
+def _recomputed(root: Node, inputs: dict[int, Node],
+                late: WeakValueDictionary[int, Node]) -> Tensor:
+    """`root` behind a node whose derivative rule rebuilds the graph between its sources and it.
+
+    Args:
+        root: a result of the function.
+        inputs: the function's arguments, by id.
+        late: id of a source -> that source in the backward pass, which starts no earlier than the
+            first cotangent is there: results that go back together are computed again once.
+    """
     if not root.grad:
         return wrap(root)
     order = toposort([root], stop=lambda n: id(n) in inputs or not n.grad or n.op is LEAF)
     sources = [n for n in order if n.grad and (id(n) in inputs or n.op is LEAF)]
 
     def rule(g: Node, y: Node, *values: Node) -> tuple[Node | None, ...]:
-        marks = [_mark(v) for v in values]
+        marks = [_mark(late.setdefault(id(v), AFTER(v, g))) for v in values]
         before = STATE.grad_enabled
         (again,) = _copied([root], {id(s): m for s, m in zip(sources, marks, strict=True)})
         try:

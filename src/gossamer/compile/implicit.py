@@ -23,6 +23,7 @@ from gossamer.core.dtype import DType, int64
 from gossamer.ir.index import Condition, Index, Var, var
 from gossamer.ir.loop import Val
 from gossamer.ir.node import Node
+from gossamer.ops.movement import shown
 
 __all__ = ["Digits", "View", "pack_view", "scope", "vectors", "view_of"]
 
@@ -67,7 +68,7 @@ def _leaves(node: Node) -> list[Node]:
             continue
         done.add(id(x))
         if x.op.kind == "movement" and x.value is None:
-            stack.extend(x.inputs)
+            stack.extend(shown(x))
         elif x.op.name not in ("constant", "iota"):
             found[id(x)] = x
     return list(found.values())

@@ -113,7 +113,7 @@ class Joiner:
         return reach
 
     def _operand(self, cluster: Cluster, x: Node, reach: _Reach, back: int = 4) -> None:
-        while x.op.name == "reshape":
+        while x.op.name in ("reshape", "after"):
             x = x.inputs[0]
         at = self.home.get(id(x))
         if at is not None and at.cluster is cluster or x.op.kind == "leaf" and x.op.name != "input":

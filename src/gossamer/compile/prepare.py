@@ -22,10 +22,11 @@ from gossamer.compile.simplify import Rebuilder
 from gossamer.core.dtype import DType, bfloat16, bool_, float16, float32, int64
 from gossamer.ir.node import STATE, Node, toposort
 from gossamer.ir.op import CONSTANT, INPUT, TABLE
+from gossamer.ops.movement import shown
 
 __all__ = ["IndexCheck", "copy", "index_checks", "prepare"]
 
-_MEMORY = frozenset({"argsort"})  # operators that read their operands in order
+_MEMORY = frozenset({"argsort", "quantized_linear"})  # operators that read their operands in order
 _LARGE = 16  # least extent of products that low precision makes faster: others only read
 _SHORT = 96  # rows of a product that are too few to pack the other operand for
 _FEW_PARTS = 8  # of a concatenation that its readers choose from: a select each
@@ -120,7 +121,7 @@ def _assembled(order: list[Node]) -> set[int]:
     read: set[int] = set()  # ids of what products read, seen through movements
     for node in reversed(order):
         if node.op.kind == "contraction" or id(node) in read and node.op.kind == "movement":
-            read.update(id(x) for x in node.inputs)
+            read.update(id(x) for x in shown(node))
         if node.op.name == "concat" and node.value is None \
                 and (id(node) in read or len(node.inputs) > _FEW_PARTS):
             found.add(id(node))

@@ -31,6 +31,7 @@ from gossamer.compile.join import Joiner, Limits
 from gossamer.compile.lower import Space
 from gossamer.ir.node import Node, toposort
 from gossamer.ir.op import PICK
+from gossamer.ops.movement import shown
 
 __all__ = ["MIN_ROWS", "SPLIT_WORK", "Cluster", "Plan", "canonical_space", "schedule"]
 
@@ -231,7 +232,7 @@ class _Scheduler:
         while stack:
             x = stack.pop()
             if x.op.kind == "movement" and id(x) not in self.leaf:
-                stack.extend(reversed(x.inputs))
+                stack.extend(reversed(shown(x)))
                 continue
             below, more = self._below(x, inside)
             if total + more <= MAX_WEIGHT:
@@ -254,7 +255,7 @@ class _Scheduler:
             if x.op.kind not in ("movement", "leaf"):
                 found.add(key)
                 total += weight(x)
-            stack.extend(x.inputs)
+            stack.extend(shown(x))
         return found, total
 
     def _costs(self, stored: dict[int, Node]) -> tuple[dict[int, float], dict[int, float]]:
@@ -268,7 +269,7 @@ class _Scheduler:
                 cost[key], loads[key] = 0.0, 1.0
                 continue
             below_cost = below_loads = 0.0
-            for x in node.inputs:
+            for x in shown(node):
                 at_hand = id(x) in stored or self._always_stored(x)
                 below_cost += 0.0 if at_hand else cost[id(x)]
                 below_loads += 1.0 if at_hand else loads[id(x)]
@@ -303,7 +304,7 @@ class _Scheduler:
                 mine = set()
             if key in stored and at is not None:
                 at_home.add(key)
-            for x in node.inputs:
+            for x in shown(node):
                 theirs = readers.setdefault(id(x), set())
                 if at is None:
                     theirs |= mine

@@ -133,6 +133,8 @@ def _movement(b: Rebuilder, node: Node) -> Node | None:
         return concat_rule(b, node)
     if name == "pad" and node.shape == x.shape:
         return x
+    if name == "after" and (is_number(x) or is_number(node.inputs[1])):
+        return x  # there is nothing to wait for
     if name == "flip" and all(x.shape[a] == 1 for a in attrs["axes"]):
         return x
     return None

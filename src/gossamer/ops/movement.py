@@ -20,7 +20,8 @@ from gossamer.ir.op import CONSTANT, Op, Sample, define
 from gossamer.ops.elementwise import where
 from gossamer.ops.rules import Type, axis_in_range, dtype_error, shape_error
 
-__all__ = ["concat", "flip", "pad", "permute", "reshape", "slice_", "unwindows", "windows"]
+__all__ = ["after", "concat", "flip", "pad", "permute", "reshape", "shown", "slice_", "unwindows",
+           "windows"]
 
 Indices = tuple[Index, ...]
 Source = tuple[int, Indices, Condition | None]  # input number, index into it, when
@@ -387,3 +388,19 @@ unwindows: Op = define(Op(
         Sample((rng.normal(size=shape),), {"axis": axis, "stride": s, "dilation": d, "length": n})
         for shape, axis, s, d, n in (((5, 3), 0, 1, 1, 7), ((2, 2, 3), 1, 2, 3, 10),
                                      ((2, 2, 2), 0, 3, 1, 6), ((2, 1), 0, 2, 1, 3))]))
+
+# after --------------------------------------------------------------------------------------------
+
+after: Op = define(Op(
+    "after", "movement",
+    "x, asked for once y is there: what is made of it is made anew then, not kept until then.",
+    infer=lambda op, x, y: (x.shape, x.dtype), reference=lambda x, y: x,
+    vjp=lambda g, y, x, late: (g, None), batch=lambda op, size, x, y: op(x, y),
+    lower=lambda index, shapes: [(0, index, None)], cost=0.0,
+    samples=lambda rng: [Sample((rng.normal(size=(2, 3)), rng.normal(size=(4,)))),
+                         Sample((rng.normal(size=()), rng.normal(size=(0, 2))))]))
+
+
+def shown(node: Node) -> tuple[Node, ...]:
+    """The inputs that a movement shows elements of; what it only waits for is not among them."""
+    return node.inputs[:1] if node.op is after else node.inputs
