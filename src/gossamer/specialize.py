@@ -226,7 +226,7 @@ class Specialization:
         for root, number in donate:
             state = self.sources[number]
             state.root = root
-            state.shareable = (root, number) in compiled.shared and state.tensor._base is None
+            state.shareable = (root, number) in compiled.shared
 
     def _alias(self, traced: _Traced, t: Tensor) -> _Alias | None:
         number = traced.argument(t)
@@ -304,7 +304,7 @@ class Specialization:
                 if node.value is None:
                     realize([node])
                 data = node.value
-                if source.shareable and _exclusive(node, data):
+                if source.shareable and source.tensor._base is None and _exclusive(node, data):
                     reuse[source.root] = data.buffer
                     kept.add(id(source.tensor))
             elif source.__class__ is int:

@@ -360,6 +360,21 @@ def test_arrays_of_numpy_share_the_state() -> None:
     twins(story)
 
 
+def test_a_state_written_in_place_is_seen_by_the_array_made_later() -> None:
+    def story(wrap: Callable[[Step], Step]) -> Any:
+        p = gs.zeros(4)
+
+        def f() -> Any:
+            p.add_(1)
+            return gs.ones(2)
+
+        f = wrap(f)
+        f()
+        array = p.numpy()
+        return [f(), array.copy(), f(), array.copy(), p]
+    twins(story)
+
+
 def test_parameters_shared_with_numpy() -> None:
     def story(wrap: Callable[[Step], Step]) -> Any:
         model = nn.Linear(3, 2)

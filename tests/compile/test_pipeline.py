@@ -224,3 +224,51 @@ def test_a_chain_of_products_needs_two_places() -> None:
         return x
     made = _compile(program, (64, 64))
     assert made.arena.nbytes <= 3 * 64 * 64 * 4
+
+
+# --------------------------------------------------------------------- one buffer over another
+SIDE = 192  # a square of it is large enough to be written over another
+
+
+def test_a_gradient_is_written_over_what_it_is_made_from(rng: np.random.Generator) -> None:
+    """Of logits and their gradient only one is in memory: softmax reads a row before it writes."""
+    (x, x0), (w, w0) = _tensor(rng, SIDE, SIDE), _tensor(rng, SIDE, SIDE)
+
+    def program(x: Any, w: Any) -> Any:
+        return (x @ w).softmax(dim=1) @ w
+    made = _compile(program, (SIDE, SIDE), (SIDE, SIDE))
+    assert made.arena.nbytes == 4 * SIDE * SIDE
+    e = np.exp(x0 @ w0)
+    expected = e / e.sum(1, keepdims=True) @ w0
+    np.testing.assert_allclose(gs.compile(program)(x, w).numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("program", [
+    lambda x, w: ((x @ w).T + (x @ w)) @ w,  # read at another element
+    lambda x, w: (x @ w + (x @ w)[0]) @ w,  # one row is read by all
+    lambda x, w: ((x @ w) - (x @ w).sum(dim=0)) @ w,
+    lambda x, w: (x @ w + (x @ w) @ w) @ w,  # an operand of the product whose epilogue writes
+    lambda x, w: ((x @ w).sin() + (x @ w).softmax(dim=1)) @ w,
+    lambda x, w: ((x @ w).flip(1) * (x @ w)) @ w,
+    lambda x, w: (x @ w).cumsum(dim=1) @ w,
+], ids=["transposed", "row", "columns", "operand", "later walk", "flipped", "scan"])
+@pytest.mark.parametrize("n", [SIDE, 251])
+def test_what_is_still_read_is_not_written_over(rng: np.random.Generator, program: Any,
+                                                n: int) -> None:
+    (x, _), (w, _) = _tensor(rng, n, n), _tensor(rng, n, n)
+    fast = gs.compile(program)(x, w).numpy()
+    parts = [gs.from_numpy(v.numpy().astype(np.float64)) for v in (x, w)]
+    np.testing.assert_allclose(fast, program(*parts).numpy(), rtol=2e-4, atol=2e-5)
+
+
+def test_a_buffer_takes_the_place_it_is_given() -> None:
+    """Only one that dies in the same call, only once, and what is left over is free again."""
+    big, small = 1 << 20, 1 << 18
+    sizes = {0: big, 1: big, 2: small, 3: big}
+    calls = [Call(None, (), 1, 1, "", reads, writes)  # type: ignore[arg-type]
+             for reads, writes in (((), (0,)), ((0,), (1, 2)), ((1, 2), (3,)), ((3,), ()))]
+    arena = plan_arena(calls, sizes, lambda t, buffer: {0, 1, 2})
+    assert arena.offsets[1] == arena.offsets[0] == arena.offsets[3]
+    assert arena.offsets[2] >= big and arena.nbytes == big + small
+    apart = plan_arena(calls, sizes)
+    assert apart.nbytes == 2 * big + small

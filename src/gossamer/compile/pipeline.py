@@ -17,13 +17,13 @@ from gossamer.compile.contraction import contraction_calls
 from gossamer.compile.expand import expand
 from gossamer.compile.gemm import Target, low_products
 from gossamer.compile.lower import Nest, lower_loops
-from gossamer.compile.memory import Arena, plan_arena
+from gossamer.compile.memory import Arena, overwritable, plan_arena
 from gossamer.compile.prepare import copy, index_checks, prepare
 from gossamer.compile.rows import keep_rows
 from gossamer.compile.schedule import Cluster, schedule
 from gossamer.compile.simplify import simplify
 from gossamer.compile.special import SPECIAL, kernel_call
-from gossamer.ir.loop import Kernel, Pass, Store, Val
+from gossamer.ir.loop import Kernel
 from gossamer.ir.node import Node, toposort, type_text, user_line
 
 __all__ = ["Compiled", "compile_graph"]
@@ -105,14 +105,19 @@ def compile_graph(roots: Sequence[Node], inputs: Sequence[Node], target: Target,
     numbers = [buffers[id(r)] for r in wanted]
     outputs = numbers[:len(graph)]
     kept = set(numbers)
-    arena = plan_arena(calls, {b: n for b, n in sizes.items() if b not in kept})
+    factors = {i: _factors(c.members[0], buffers) for i, c in enumerate(owners)
+               if c.kind == "dot" and kernels[i] is not None}
+
+    def places(t: int, buffer: int) -> set[int]:
+        loops = kernels[t]
+        return overwritable(loops, buffer) - factors.get(t, set()) if loops is not None else set()
+
+    arena = plan_arena(calls, {b: n for b, n in sizes.items() if b not in kept}, places)
     made = Compiled(calls, len(inputs), sizes, outputs, arena,
                     [(b, _out_of_range(c.node))
                      for b, c in zip(numbers[len(graph):], checks, strict=True)],
                     lines=[_line(c) for c in owners], owners=owners, kernels=kernels)
-    operands = {i: _factors(c.members[0], buffers)
-                for i, c in enumerate(owners) if donate and c.kind == "dot"}
-    made.shared = frozenset(pair for pair in donate if _may_share(made, operands, *pair))
+    made.shared = frozenset(pair for pair in donate if _may_share(made, factors, *pair))
     return made
 
 
@@ -156,12 +161,11 @@ def _cluster_calls(cluster: Cluster, buffers: dict[int, int], target: Target,
     return [kernel_call(kernel, target, specialize)], kernel
 
 
-def _may_share(compiled: Compiled, operands: dict[int, set[int]], root: int, number: int) -> bool:
+def _may_share(compiled: Compiled, factors: dict[int, set[int]], root: int, number: int) -> bool:
     """Whether root number `root` may be written over input `number`, which it replaces.
 
-    So if one elementwise kernel (or a product's epilogue) writes it, reads the input at no other
-    element than the one it writes, and nothing reads the input afterwards: no later call, and in
-    that kernel no store that comes after this one. Or if a scatter begins by copying the input.
+    So if one kernel of loops (or a product's epilogue) writes it and may write it over the input,
+    and no later call reads the input. Or if a scatter begins by copying the input.
     """
     buffer = compiled.outputs[root]
     if buffer < compiled.inputs or compiled.outputs.count(buffer) > 1:
@@ -175,17 +179,11 @@ def _may_share(compiled: Compiled, operands: dict[int, set[int]], root: int, num
     if compiled.calls[writers[0]].copies == (number, buffer):
         return True
     kernel = compiled.kernels[writers[0]]
-    if len(writers) != 1 or kernel is None or kernel.reduced:
+    if len(writers) != 1 or kernel is None:
         return False
-    stores = list(kernel.stores())
-    place = next(i for i, s in enumerate(stores) if s.buffer == buffer)
-    index = stores[place].index
-    if any(v.data[1] != index or v.data[2] is not None for v in _loads(kernel, number, stores)):
-        return False
-    if number in operands.get(writers[0], ()):
-        return False  # other blocks of the product still need it
-    early = {id(v) for v in _loads(kernel, number, stores[:place + 1])}
-    return all(id(v) in early for v in _loads(kernel, number, stores[place + 1:]))
+    if writers[0] not in readers:
+        return True
+    return number in overwritable(kernel, buffer) - factors.get(writers[0], set())
 
 
 def _factors(product: Node, buffers: dict[int, int]) -> set[int]:
@@ -195,10 +193,3 @@ def _factors(product: Node, buffers: dict[int, int]) -> set[int]:
         if id(node) in buffers:
             found.add(buffers[id(node)])
     return found
-
-
-def _loads(kernel: Kernel, buffer: int, stores: Sequence[Store]) -> list[Val]:
-    """The distinct loads from `buffer` that some stores need."""
-    part = Kernel(kernel.name, kernel.kept, [], [Pass(stores=list(stores))])
-    return [v for v in part.values() if v.kind == "load" and v.data[0] == buffer]
-
