@@ -10,7 +10,9 @@ bounded.
 from __future__ import annotations
 
 import functools
+import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -30,6 +32,21 @@ from gossamer.tensor import Tensor
 __all__ = ["CompiledFunction", "compile"]
 
 _MAX_TRACES = 32  # of one function; beyond that something in its signature changes on every call
+
+
+# One trace at a time: whether a function keeps a tensor of its trace is found by looking at all
+# tensors, and those of another thread's trace look alike. Replaced in a forked child, where the
+# thread that held it is gone.
+_tracing = threading.RLock()
+
+
+def _after_fork_in_child() -> None:
+    global _tracing
+    _tracing = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class CompiledFunction:
@@ -56,11 +73,21 @@ class CompiledFunction:
             if found.holds():
                 break
         else:
-            found = self._new(spec, tensors)
-            known.append(found)
+            found = self._traced(known, spec, tensors)
         if found.inline or found.touches(tensors):
             return self.function(*args, **kwargs)
         return found.run(tensors)
+
+    def _traced(self, known: list[Specialization], spec: Any,
+                tensors: list[Tensor]) -> Specialization:
+        """A new trace, or the one that another thread made while this one waited."""
+        looked = len(known)
+        with _tracing:
+            for found in known[looked:]:
+                if found.holds():
+                    return found
+            known.append(self._new(spec, tensors))
+            return known[-1]
 
     def _new(self, spec: Any, tensors: list[Tensor]) -> Specialization:
         if self.traced >= _MAX_TRACES:

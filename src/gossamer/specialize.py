@@ -368,11 +368,16 @@ def left_behind(born: int) -> Node | None:
     """The node of a tensor that a trace made, that outlives it, and that is not a constant."""
     for _ in range(2):
         found = [o._node for o in gc.get_objects() if issubclass(type(o), Tensor)
-                 and root_of(o)._version >= born and _depends(o._node)]
+                 and _is_made(o) and root_of(o)._version >= born and _depends(o._node)]
         if not found:
             return None
         gc.collect()  # it may be part of a cycle that is not reachable any more
     return found[0]
+
+
+def _is_made(t: Tensor) -> bool:
+    """Whether a tensor has all its fields; another thread may be in the middle of making it."""
+    return hasattr(t, "_version") and hasattr(t, "_node") and hasattr(t, "_base")
 
 
 def _depends(node: Node) -> bool:

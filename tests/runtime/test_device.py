@@ -86,3 +86,23 @@ def test_container_limits(tmp_path, membership: str, files: dict[str, str], core
 def test_cache_sizes_are_plausible() -> None:
     l1, l2, l3 = (device.cache_bytes(level) for level in (1, 2, 3))
     assert 8 * 1024 <= l1 <= l2 and l3 >= 256 * 1024
+
+
+def test_every_aarch64_has_neon_even_where_llvm_cannot_tell(monkeypatch) -> None:
+    class Binding:
+        def get_host_cpu_features(self) -> dict[str, bool]:
+            raise RuntimeError("unknown")
+
+        def get_process_triple(self) -> str:
+            return "arm64-apple-darwin23"
+
+        def get_host_cpu_name(self) -> str:
+            return "generic"
+
+    monkeypatch.setattr(device, "llvm", Binding)
+    device._host.cache_clear()
+    try:
+        assert device._host("").features == {"neon"}
+        assert device._host("-neon").features == frozenset()
+    finally:
+        device._host.cache_clear()

@@ -35,6 +35,10 @@ _FALLS_WITH: dict[str, tuple[str, ...]] = {
     "sve": ("sve*",),
 }
 
+# What every processor of an architecture has, said or not: LLVM cannot tell on every system (macOS,
+# emulators), and the Armv8-A architecture (Arm DDI 0487, A1.5) makes Advanced SIMD standard.
+_BASELINE = {"aarch64": frozenset({"neon"})}
+
 # Used where the system does not tell: the smallest L1/L2 among the processors of the last decade
 # that matter here (Skylake client 32 KiB / 256 KiB; Zen 32 KiB / 512 KiB; Neoverse 64 KiB / 1 MiB).
 _DEFAULT_CACHE = {1: 32 * 1024, 2: 256 * 1024, 3: 4 * 1024 * 1024}
@@ -79,13 +83,17 @@ class Host:
     @property
     def architecture(self) -> str:
         """`x86`, `aarch64`, or whatever the triple begins with."""
-        first = self.triple.split("-")[0]
-        if first in ("x86_64", "amd64") or (first.startswith("i") and first.endswith("86")):
-            return "x86"
-        return "aarch64" if first.startswith(("aarch64", "arm64")) else first
+        return _architecture(self.triple)
 
     def has(self, feature: str) -> bool:
         return feature in self.features
+
+
+def _architecture(triple: str) -> str:
+    first = triple.split("-")[0]
+    if first in ("x86_64", "amd64") or (first.startswith("i") and first.endswith("86")):
+        return "x86"
+    return "aarch64" if first.startswith(("aarch64", "arm64")) else first
 
 
 def host() -> Host:
@@ -106,13 +114,15 @@ def _host(overrides: str) -> Host:
         found = {}
     flags = [("+" if present else "-") + name for name, present in sorted(found.items())]
     features = {name for name, present in found.items() if present}
+    triple = binding.get_process_triple()
+    features |= _BASELINE.get(_architecture(triple), frozenset())
     for sign, name in _parse_overrides(overrides):
         flags.append(sign + name)
         if sign == "+":
             features.add(name)
         else:
             features -= _fallen(name, features)
-    triple, l1, l2, l3 = binding.get_process_triple(), *(cache_bytes(n) for n in (1, 2, 3))
+    l1, l2, l3 = (cache_bytes(n) for n in (1, 2, 3))
     return Host(triple, binding.get_host_cpu_name(), frozenset(features), ",".join(flags),
                 l1, l2, l3)
 
