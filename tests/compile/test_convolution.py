@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 import gossamer as gs
+from gossamer.compile import winograd
 from gossamer.ir.node import Node
+from gossamer.runtime.engine import clear
 
 torch = pytest.importorskip("torch")
 F, T = gs.nn.functional, torch.nn.functional
@@ -36,6 +38,10 @@ CASES = {
     "stride, groups": Case((2, 4, 11, 9), (6, 2, 3, 3), stride=2, padding=1, groups=2),
     "depthwise": Case((3, 4, 11, 13), (8, 1, 3, 3), padding=1, groups=4),
     "depthwise, stride": Case((3, 6, 9, 33), (6, 1, 3, 3), stride=(1, 2), padding=1, groups=6),
+    "wide 5 x 5": Case((3, 32, 14, 14), (64, 32, 5, 5), padding=2),
+    "tiles, odd": Case((5, 20, 13, 17), (35, 20, 3, 3)),
+    "tiles, narrow": Case((17, 16, 7, 3), (24, 16, 3, 3), padding=(1, 2)),
+    "tiles in bands": Case((2, 40, 70, 37), (17, 40, 3, 3), padding=2),
     "dilated": Case((4, 8, 12, 12), (16, 8, 3, 3), padding=2, dilation=2),
     "7 x 7": Case((2, 3, 20, 21), (5, 3, 7, 7), stride=2, padding=3),
     "11 x 11": Case((2, 1, 30, 30), (1, 1, 11, 11), padding=5),
@@ -118,13 +124,14 @@ def test_bfloat16_accumulates_in_float32(name: str) -> None:
     close(found, wanted, 1e-2)
 
 
-def test_threads_do_not_change_a_bit(threads: int) -> None:
-    case = Case((16, 8, 30, 30), (32, 8, 3, 3), padding=1)
+@pytest.mark.parametrize("kernel", [3, 5], ids=["tiles", "windows"])
+def test_threads_do_not_change_a_bit(threads: int, kernel: int) -> None:
+    case = Case((16, 16, 30, 30), (32, 16, kernel, kernel), padding=kernel // 2)
     x, w, b = arrays(case, np.float32)
     g = np.random.default_rng(1).normal(size=(16, 32, 30, 30)).astype(np.float32)
     given = [gs.tensor(v, requires_grad=True) for v in (x, w, b)]
     found = gs.compile(step(case))(*given, gs.tensor(g))
-    seen = _BITS.setdefault("conv", [v.numpy().copy() for v in found])
+    seen = _BITS.setdefault(f"conv {kernel}", [v.numpy().copy() for v in found])
     for mine, before in zip(found, seen, strict=True):
         np.testing.assert_array_equal(mine.numpy(), before, strict=True)
 
@@ -141,14 +148,14 @@ def compiled_buffers(fn: Any, *args: gs.Tensor) -> int:
 
 
 def test_windows_are_not_unfolded_in_memory() -> None:
-    case = CASES["wide"]
+    case = CASES["wide 5 x 5"]
     x, w, b = (gs.tensor(v) for v in arrays(case, np.float32))
     y = ours(case, x, w, b)
     assert compiled_buffers(lambda x, w, b: ours(case, x, w, b), x, w, b) == 4 * y.numel()
 
 
 def test_windows_are_not_unfolded_for_gradients() -> None:
-    case = CASES["wide"]
+    case = CASES["wide 5 x 5"]
     x, w, b = (gs.tensor(v, requires_grad=True) for v in arrays(case, np.float32))
     g = gs.ones(*ours(case, x, w, b).shape)
     size = sum(v.numel() for v in (x, w, b, g))
@@ -163,6 +170,53 @@ def test_a_weight_is_not_repeated_for_each_image() -> None:
 
     x.requires_grad_()
     assert compiled_buffers(grad, x) < 4 * 3 * (x.numel() + w.numel())
+
+
+def call_names(fn: Any, *args: gs.Tensor) -> list[str]:
+    run = gs.compile(fn)
+    run(*args)
+    program, = run.programs()
+    return [call.name for call in program.compiled.calls]
+
+
+@pytest.mark.parametrize(("name", "tiled"), [
+    ("wide", True), ("tiles, odd", True), ("tiles, narrow", True), ("tiles in bands", True),
+    ("wide 5 x 5", False), ("plain", False), ("dilated", False), ("small images", False)])
+def test_tiles_where_they_pay(name: str, tiled: bool) -> None:
+    case = CASES[name]
+    x, w, b = (gs.tensor(v, requires_grad=True) for v in arrays(case, np.float32))
+    g = gs.ones(*ours(case, x, w, b).shape)
+    names = call_names(step(case), x, w, b, g)
+    assert any("winograd" in n for n in names) == tiled
+
+
+def test_chunks_of_images_give_what_one_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also a last chunk of fewer images, and bands of fewer rows."""
+    case = Case((7, 16, 12, 18), (33, 16, 3, 3), padding=1)
+    x, w, b = (gs.tensor(v, requires_grad=True) for v in arrays(case, np.float32))
+    g = gs.randn(*ours(case, x, w, b).shape)
+    whole = gs.compile(step(case))(x, w, b, g)
+    monkeypatch.setattr(winograd, "_CHUNK", 16 * 4 * 49 * 54 * 2)
+    monkeypatch.setattr(winograd, "_BAND", 4 * 20 * 16 * 6)
+    monkeypatch.setenv("GOSSAMER_NO_CACHE", "1")
+    clear()
+    run = gs.compile(step(case))
+    parts = run(x, w, b, g)
+    program, = run.programs()
+    clear()
+    assert sum(c.name == "winograd input" for c in program.compiled.calls) == 3 * 4
+    for mine, wanted in zip(parts, whole, strict=True):
+        close(mine, torch.tensor(wanted.detach().numpy()), 2e-6)
+
+
+def test_tiles_are_as_exact_as_windows() -> None:
+    """The error against float64 stays within three times that of PyTorch's direct sums."""
+    case = Case((4, 64, 16, 16), (64, 64, 3, 3), padding=1)
+    x, w, _ = arrays(case, np.float32)
+    exact = T.conv2d(torch.tensor(x).double(), torch.tensor(w).double(), padding=1).numpy()
+    direct = T.conv2d(torch.tensor(x), torch.tensor(w), padding=1).numpy()
+    found = gs.compile(lambda x, w: F.conv2d(x, w, padding=1))(gs.tensor(x), gs.tensor(w)).numpy()
+    assert np.abs(found - exact).max() <= 3 * np.abs(direct - exact).max()
 
 
 def pool_cases() -> list[tuple[Any, ...]]:

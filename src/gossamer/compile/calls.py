@@ -41,12 +41,14 @@ class Scratch:
     `per_thread`: the word points to `threads` areas, one for each worker, each `nbytes` rounded
     up to a multiple of 64 (the kernel adds `tid` times that). Otherwise one shared area.
     Calls that name the same `key` in one program share the area (packed operands, for example,
-    are written by one call and read by the next); other areas live for one call only.
+    are written by one call and read by the next); other areas live for one call only. The word
+    points `offset` bytes into the area.
     """
 
     nbytes: int
     per_thread: bool = False
     key: object = None
+    offset: int = 0
 
 
 @dataclass(frozen=True)

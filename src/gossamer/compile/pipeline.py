@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from gossamer.compile.attention import has_kernel
+from gossamer.compile import attention, winograd
 from gossamer.compile.calls import Call
 from gossamer.compile.contraction import contraction_calls
 from gossamer.compile.expand import expand
@@ -64,6 +64,11 @@ def _unseen(stage: str, roots: list[Node]) -> None:
     """Nobody looks."""
 
 
+def _has_kernel(node: Node) -> bool:
+    """Whether a composite stays one node."""
+    return any(x.has_kernel(node) for x in (attention, winograd))
+
+
 def compile_graph(roots: Sequence[Node], inputs: Sequence[Node], target: Target,
                   specialize: bool, donate: Sequence[tuple[int, int]] = (),
                   see: Callable[[str, list[Node]], None] = _unseen) -> Compiled:
@@ -78,7 +83,7 @@ def compile_graph(roots: Sequence[Node], inputs: Sequence[Node], target: Target,
         see: called with the name of each stage and the graph's roots then, for `explain`.
     """
     see("traced", list(roots))
-    expanded = expand(list(roots), keep=has_kernel)
+    expanded = expand(list(roots), keep=_has_kernel)
     see("expanded", expanded)
     graph = simplify(expanded)
     see("simplified", graph)

@@ -105,6 +105,10 @@ def prepare(roots: list[Node], low: DType | None = None) -> list[Node]:
             new[id(node)] = b.again(node, tuple(_in_memory(x) for x in inputs))
         elif name in ("attention", "attention_grad"):
             new[id(node)] = b.again(node, tuple(_readable(x, i) for i, x in enumerate(inputs)))
+        elif name in ("conv", "conv_weight"):  # a convolution's weight is read through strides
+            new[id(node)] = b.again(node, tuple(
+                x if i and name == "conv" and strides_of(x) else _in_memory(x)
+                for i, x in enumerate(inputs)))
         elif name in ("reduce_sum", "reduce_max", "reduce_min"):
             new[id(node)] = _reduction(b, node, inputs[0])
         elif id(node) in assembled:

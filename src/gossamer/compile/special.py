@@ -18,6 +18,7 @@ from gossamer.compile.lower import Lowering, Nest, Place, lower_loops, ravel, un
 from gossamer.compile.remembered import write_any_size
 from gossamer.compile.schedule import Cluster
 from gossamer.compile.sort import argsort_calls
+from gossamer.compile.winograd import convolution_calls, weight_calls
 from gossamer.ir.index import Index, Read, const, var
 from gossamer.ir.loop import Axis, Kernel, Pass, Reduce, Store, Val
 from gossamer.ir.node import Node
@@ -135,4 +136,5 @@ SPECIAL: dict[str, Callable[[Cluster, dict[int, int], Target, bool], list[Call]]
     "scan": _scan, "scatter": _scatter, "scatter_add": _scatter,
     "argsort": _argsort, "concat": _concat,
     "attention": forward_calls, "attention_grad": backward_calls,
+    "conv": convolution_calls, "conv_weight": weight_calls,
 }

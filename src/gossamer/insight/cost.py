@@ -93,6 +93,10 @@ def _special_flops(node: Node) -> float:
         return _attention_flops(node, products=2)
     if name == "attention_grad":  # scores again, then the cotangents of V, of the weights, Q and K
         return _attention_flops(node, products=5)
+    if name in ("conv", "conv_weight"):  # 16 products for each tile of 2x2 results
+        y = node.shape if name == "conv" else node.inputs[0].shape
+        channels = node.inputs[0 if name == "conv" else 1].shape[1]
+        return 32.0 * y[0] * y[1] * channels * -(-y[2] // 2) * -(-y[3] // 2)
     if name == "argsort":
         axis = node.shape[node.attrs.get("axis", -1)] if node.shape else 1
         return node.size * max(1.0, log2(max(axis, 1)))

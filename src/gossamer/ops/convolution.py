@@ -26,7 +26,8 @@ from gossamer.ops.movement import concat, flip, pad, permute, reshape, slice_, u
 from gossamer.ops.reduction import argmax, broadcast, reduce_max, reduce_sum
 from gossamer.ops.rules import Type, dtype_error, shape_error
 
-__all__ = ["conv", "conv_transpose", "fold_windows", "max_pool", "pad_or_cut", "spatial_windows"]
+__all__ = ["conv", "conv_transpose", "conv_weight", "fold_windows", "max_pool", "pad_or_cut",
+           "spatial_windows"]
 
 Ints = tuple[int, ...]
 
@@ -114,8 +115,8 @@ def _conv(x: Node, w: Node, *, stride: Ints, low: Ints, high: Ints, interior: In
     order is that of the result, and what follows is its epilogue."""
     rank, kernel = len(stride), w.shape[2:]
     if x.dtype in (float16, bfloat16):  # products of these are float32 inside: convert them once
-        wide = _conv(cast(x, dtype=float32), cast(w, dtype=float32), stride=stride, low=low,
-                     high=high, interior=interior, dilation=dilation, groups=groups)
+        wide = conv(cast(x, dtype=float32), cast(w, dtype=float32), stride=stride, low=low,
+                    high=high, interior=interior, dilation=dilation, groups=groups)
         return cast(wide, dtype=x.dtype)
     if any(interior) and set(stride) == set(dilation) == {1}:
         return _spread_conv(x, w, low, high, interior, groups)
@@ -194,15 +195,31 @@ def _input_cotangent(g: Node, x: Node, w: Node, stride: Ints, low: Ints, interio
                 groups=groups)
 
 
-def _weight_cotangent(g: Node, x: Node, w: Node, stride: Ints, low: Ints, high: Ints,
-                      interior: Ints, dilation: Ints, groups: int) -> Node:
+def _conv_weight_type(op: Op, g: Node, x: Node, *, kernel: Ints, stride: Ints, low: Ints,
+                      high: Ints, interior: Ints, dilation: Ints, groups: int) -> Type:
+    if x.dtype is not g.dtype or x.dtype is bool_:
+        raise dtype_error(op, (g, x), "cotangent and input must have one dtype, not bool",
+                          "Convert one with .to(dtype).")
+    rank = len(kernel)
+    if g.ndim != rank + 2 or x.ndim != rank + 2 or x.shape[1] % groups or g.shape[1] % groups:
+        raise shape_error(op, (g, x), f"both must be (N, C, {rank} spatial axes), the channels "
+                          f"divisible by groups={groups}", "Add the missing axes.")
+    extents = tuple(map(_extent, x.shape[2:], kernel, stride, low, high, interior, dilation))
+    if (g.shape[0], *g.shape[2:]) != (x.shape[0], *extents):
+        raise shape_error(op, (g, x), f"the cotangent of the result must be ({x.shape[0]}, O, "
+                          f"{', '.join(map(str, extents))})", "Check padding and stride.")
+    return (g.shape[1], x.shape[1] // groups, *kernel), x.dtype
+
+
+def _conv_weight(g: Node, x: Node, *, kernel: Ints, stride: Ints, low: Ints, high: Ints,
+                 interior: Ints, dilation: Ints, groups: int) -> Node:
     """g contracted with the windows of x over the batch and all output positions."""
     rank = len(stride)
-    seen = _input_windows(x, w.shape[2:], stride, low, high, interior, dilation, groups)
+    seen = _input_windows(x, kernel, stride, low, high, interior, dilation, groups)
     places = (0, *range(3, 3 + rank))  # N, O1.. in both
     found = dot_general(_grouped(g, groups), seen, a_batch=(1,), a_contract=places, b_batch=(1,),
                         b_contract=places)  # (G, O/G, C/G, K1..)
-    return reshape(found, shape=w.shape)
+    return reshape(found, shape=(g.shape[1], x.shape[1] // groups, *kernel))
 
 
 def _conv_vjp(g: Node, y: Node, x: Node, w: Node, *, stride: Ints, low: Ints, high: Ints,
@@ -211,8 +228,8 @@ def _conv_vjp(g: Node, y: Node, x: Node, w: Node, *, stride: Ints, low: Ints, hi
         return constant(0, x), constant(0, w)
     return (
         _input_cotangent(g, x, w, stride, low, interior, dilation, groups) if x.grad else None,
-        _weight_cotangent(g, x, w, stride, low, high, interior, dilation, groups)
-        if w.grad else None)
+        conv_weight(g, x, kernel=w.shape[2:], stride=stride, low=low, high=high,
+                    interior=interior, dilation=dilation, groups=groups) if w.grad else None)
 
 
 def _conv_batch(op: Op, size: int, x: Node, w: Node, **attrs: Any) -> Node:
@@ -250,6 +267,26 @@ conv: Op = composite(
     "`interior` zeros between elements and `low`, `high` around (negative ones cut).",
     infer=_conv_type, body=_conv, vjp=_conv_vjp, batch=_conv_batch, promote="same", cost=100.0,
     onnx="Conv-22", samples=_conv_samples)
+
+
+def _conv_weight_samples(rng: np.random.Generator) -> list[Sample]:
+    found = []
+    for sample in _conv_samples(rng):
+        x, w = sample.inputs
+        if not x.size:
+            continue
+        at = sample.attrs
+        extents = map(_extent, x.shape[2:], w.shape[2:], at["stride"], at["low"], at["high"],
+                      at["interior"], at["dilation"])
+        g = rng.normal(size=(x.shape[0], w.shape[0], *extents))
+        found.append(Sample((g, x), {"kernel": w.shape[2:], **at}))
+    return found
+
+
+conv_weight: Op = composite(
+    "conv_weight", "The cotangent of conv's weight, from that of its result and its input.",
+    infer=_conv_weight_type, body=_conv_weight, promote="same", cost=100.0,
+    samples=_conv_weight_samples)
 
 
 def conv_transpose(x: Node, w: Node, *, stride: Ints, low: Ints, high: Ints, dilation: Ints,

@@ -64,7 +64,7 @@ class _Layout:
     Attributes:
         words: header, records and argument blocks.
         patches: (word, value, offset) for each word that depends on a buffer or a param.
-        areas, area_words: scratch areas, and (word, area) for each word that points to one.
+        areas, area_words: scratch areas, and (word, area, offset) for each word into one.
         blocks: (word, word of the block) for each pointer from one block to another.
     """
 
@@ -74,7 +74,7 @@ class _Layout:
         self.words = [0] * (HEADER_WORDS + RECORD_WORDS * len(calls))
         self.patches: list[tuple[int, int, int]] = []
         self.areas: list[Area] = []
-        self.area_words: list[tuple[int, int]] = []
+        self.area_words: list[tuple[int, int, int]] = []
         self.blocks: list[tuple[int, int]] = []
         self._keyed: dict[object, int] = {}
         for number, call in enumerate(calls):
@@ -105,7 +105,7 @@ class _Layout:
         elif isinstance(word, Param):
             self.patches.append((position, 1 + self.buffers + word.index, 0))
         elif isinstance(word, Scratch):
-            self.area_words.append((position, self._area(word, call)))
+            self.area_words.append((position, self._area(word, call), word.offset))
         elif word.index < self.buffers:
             self.patches.append((position, 1 + word.index, word.offset & _MASK))
         else:
@@ -235,7 +235,8 @@ class Executable:
         pool = threads.current_pool() if self._parallel else None
         offsets, self.scratch_bytes = plan_scratch(self._areas, pool.threads if pool else 1)
         patches = [*self._fixed_patches,
-                   *((word, _SCRATCH, offsets[area]) for word, area in self._area_words)]
+                   *((word, _SCRATCH, offsets[area] + offset)
+                     for word, area, offset in self._area_words)]
         self._patch_count = len(patches)
         self._patches = array("Q", [number for patch in patches for number in patch])
         assert len(self._patches) == PATCH_WORDS * len(patches)
