@@ -159,12 +159,12 @@ def _erfinv(name: str, formula: str, w_of: Real, base: int, terms: int, lo: mp.m
                bits)
 
 
-def specs() -> list[Fit]:
+def specs() -> list[Fit | Pieces]:
     """Every approximation of vecmath."""
     half_ln2 = mp.log(2) / 2 * mp.mpf("1.0001")
     low, high = mp.sqrt(0.5) - 1, mp.sqrt(2) - 1
     quarter = mp.pi / 4 * mp.mpf("1.005")  # the quadrant is found with a rounding error
-    all_of: list[Fit] = []
+    all_of: list[Fit | Pieces] = []
     for bits, top, sin_terms, cos_terms, asin_terms, atan_terms in (
             (24, 7, 3, 3, 5, 8), (53, 12, 6, 6, 13, 20)):
         n = 32 if bits == 24 else 64
@@ -182,6 +182,10 @@ def specs() -> list[Fit]:
         _odd("TAN_32", "tan(r) = r + r^3 P(r^2)", mp.tan, 7, 0, quarter, 24),
         Fit("LOG_32", "log(1 + f) = f - f^2/2 + f^3 P(f)", mp.log1p, lambda f: f - f * f / 2,
             range(3, 12), low, high, mp.log1p, 24),
+        Fit("EXP_32", "exp(r) = 1 + r + r^2 P(r)", mp.exp, lambda r: 1 + r, range(2, 7),
+            -half_ln2, half_ln2, mp.exp, 24),
+        Fit("EXP2_32", "2^r = 1 + r P(r)", lambda r: mp.mpf(2) ** r, lambda r: mp.mpf(1),
+            range(1, 7), mp.mpf(-0.5), mp.mpf(0.5), lambda r: mp.mpf(2) ** r, 24),
         Fit("LOG_64", "log((1 + s)/(1 - s)) = 2 s + s^3 P(s^2)",
             lambda s: 2 * mp.atanh(s), lambda s: 2 * s, range(3, 17, 2), mp.mpf(0),
             3 - 2 * mp.sqrt(2), mp.atanh, 53),
@@ -210,8 +214,55 @@ def specs() -> list[Fit]:
                 3, 10, mp.sqrt(5) - 3, mp.mpf(1), 24),
         _erfinv("ERFINV_TAIL_64", "3 x + x P(sqrt(w) - 3), 5 <= w < 37", lambda v: (v + 3) ** 2,
                 3, 11, mp.sqrt(5) - 3, mp.mpf("3.1"), 53),
+        Pieces("ERF_PIECES", "erf(x) / x = f(c) + t Q(t), t = x - c: rows c, f(c), then Q",
+               lambda x: mp.erf(x) / x, mp.mpf(4), 16, 5),
     ]
     return all_of
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """f(x) = f(c) + t Q(t), t = x - c, on `count` pieces of [0, hi], all of one degree.
+
+    A piece has its c near its middle, where f(c) is almost a float32 (S. Gal, Computing elementary
+    functions: a new approach for achieving high accuracy and good performance, 1985).
+    """
+
+    name: str
+    formula: str
+    f: Real
+    hi: mp.mpf
+    count: int
+    degree: int
+
+    def rows(self) -> tuple[list[list[mp.mpf]], mp.mpf]:
+        """For each piece c, f(c), then Q's coefficients; and the largest relative error."""
+        step, found, worst = self.hi / (self.count - mp.mpf("0.5")), [], mp.mpf(0)
+        for i in range(self.count):
+            c, exact = self._centre(i * step, step)
+            lo = max(i - mp.mpf("0.5"), mp.mpf(0)) * step - c
+            hi, exactly = (i + mp.mpf("0.5")) * step - c, self.f(c)
+
+            def slope(t: mp.mpf, c: mp.mpf = c, start: mp.mpf = exactly) -> mp.mpf:
+                return (self.f(c + t) - start) / t
+
+            def weight(t: mp.mpf, c: mp.mpf = c) -> mp.mpf:  # finite at t = 0
+                return self.f(c + t) / (abs(t) + step / 16)
+
+            coefficients, error = fit(Fit("", "", slope, _zero, range(self.degree), lo, hi,
+                                          weight, 24))
+            found.append([c, exact, *coefficients])
+            worst = max(worst, error)
+        return found, worst
+
+    def _centre(self, middle: mp.mpf, step: mp.mpf) -> tuple[mp.mpf, mp.mpf]:
+        """The float32 c next to `middle` with f(c) within 2^-31 of a float32; and that one."""
+        for k in range(1, 1 << 12):
+            c = round_to(middle + step * k * mp.mpf("1e-5"), 24)
+            exact = round_to(self.f(c), 24)
+            if abs(exact / self.f(c) - 1) < mp.mpf(2) ** -31:
+                return c, exact
+        raise ValueError(f"{self.name}: no centre near {middle}")
 
 
 HEAD = '''"""Coefficients of the approximations in `vecmath_*`, by tools/minimax.py. Layer 2.
@@ -225,7 +276,20 @@ from __future__ import annotations
 '''
 
 
-def table(spec: Fit) -> str:
+def pieces_table(spec: Pieces) -> str:
+    rows, worst = spec.rows()
+    text = [f"# {spec.formula}; [0, {mp.nstr(spec.hi, 5)}] in {spec.count} pieces; "
+            f"2^{mp.nstr(mp.log(worst, 2), 4)}", f"{spec.name} = ("]
+    for column in zip(*rows, strict=True):
+        numbers = [f"{float(x):.9g}" for x in column]
+        text += ["    (" + ", ".join(numbers[:6]) + ",", "     " + ", ".join(numbers[6:11]) + ",",
+                 "     " + ", ".join(numbers[11:]) + "),"]
+    return "\n".join([*text, ")"])
+
+
+def table(spec: Fit | Pieces) -> str:
+    if isinstance(spec, Pieces):
+        return pieces_table(spec)
     coefficients, worst = fit(spec)
     log2 = mp.log(worst, 2)
     text = [f"# {spec.formula}; [{mp.nstr(spec.lo, 5)}, {mp.nstr(spec.hi, 5)}]; "

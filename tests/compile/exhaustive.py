@@ -17,13 +17,12 @@ import numpy as np
 
 from gossamer.compile.emitter import Emitter
 from gossamer.core.dtype import bool_, float32, float64, int32, int64
-from tests.compile.kernels import Loop
+from tests.compile.kernels import WIDEST, Loop
 
 FUNCTIONS = ("exp", "exp2", "expm1", "sigmoid", "tanh", "sinh", "cosh", "log", "log2", "log10",
              "log1p", "asinh", "acosh", "atanh", "sin", "cos", "tan", "asin", "acos", "atan", "erf",
              "erfc", "erfinv", "lgamma")
 _CHUNK = 1 << 20
-_WIDTH = 16
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def walker(name: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
         bits = i.add(i.splat(e.builder.value(f"add i32 {first}, {here}")), i.lanes())
         e.store(_error(e, name, e.from_bits(bits)), out)
 
-    return Loop.raw(rule, float32, _WIDTH, "host", moving=False)
+    return Loop.raw(rule, float32, WIDEST, "host", moving=False)
 
 
 def worst(name: str, start: int = 0, stop: int = 1 << 32) -> Worst:

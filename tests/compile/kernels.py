@@ -29,6 +29,15 @@ def features(level: str) -> str:
     return ",".join(("+" if v else "-") + k for k, v in sorted(names.items()))
 
 
+WIDEST = 16 if _HOST.get("avx512f") else 8  # lanes of float32 in the host's widest register
+
+
+def builder(level: str) -> FunctionBuilder:
+    """The function `k` of a loop kernel, for the features `level`."""
+    return FunctionBuilder("void @k(ptr %args, i64 %n)",
+                           avx512=level == "host" and bool(_HOST.get("avx512f")))
+
+
 LEVELS = ["host"] + (["avx2"] if _HOST.get("avx512f") else [])
 
 Rule = Callable[..., str]
@@ -47,7 +56,7 @@ class Loop:
 
     def __init__(self, rule: Rule, inputs: Sequence[DType], output: DType, width: int,
                  level: str = "host") -> None:
-        b = FunctionBuilder("void @k(ptr %args, i64 %n)")
+        b = builder(level)
         e = Emitter(b, inputs[0], width)
         pointers = [b.load("ptr", b.gep("%args", str(i), "ptr")) for i in range(len(inputs) + 1)]
         with b.loop("0", "%n", max(width, 1)) as i:
@@ -62,7 +71,7 @@ class Loop:
         """A function (x, out) -> out from a rule (e, pointer into x, i, pointer into out) that does
         its own loads and stores; the first pointer stays at x's start unless `moving`."""
         loop = cls.__new__(cls)
-        b = FunctionBuilder("void @k(ptr %args, i64 %n)")
+        b = builder(level)
         e = Emitter(b, dtype, width)
         x, y = (b.load("ptr", b.gep("%args", str(i), "ptr")) for i in range(2))
         with b.loop("0", "%n", max(width, 1)) as i:

@@ -18,7 +18,7 @@ import pytest
 
 from gossamer.core.dtype import DType, bfloat16, float32, float64
 from tests.compile import exhaustive
-from tests.compile.kernels import LEVELS, Loop
+from tests.compile.kernels import LEVELS, WIDEST, Loop
 
 INF, NAN = float("inf"), float("nan")
 Reference = Callable[..., np.ndarray]
@@ -49,7 +49,7 @@ MATH: dict[str, Reference] = {
 PAIRS: dict[str, Reference] = {"atan2": np.arctan2, "hypot": np.hypot, "pow": np.power}
 BOUND = {float32: 2.0, float64: 4.0}
 # Scalar code, the host's vectors and AVX2's.
-SHAPES = [(16, "host"), (0, "host")] + [(8, level) for level in LEVELS[1:]]
+SHAPES = [(WIDEST, "host"), (0, "host")] + [(8, level) for level in LEVELS[1:]]
 
 
 def compiled(name: str, dtype: DType, width: int, level: str) -> Loop:
@@ -180,7 +180,7 @@ def test_special_functions(name, tolerance, dtype, rng):
     with mp.workdps(30):
         function = {"lgamma": lambda v: mp.log(abs(mp.gamma(v)))}.get(name) or getattr(mp, name)
         exact = [function(mp.mpf(float(v))) for v in x]
-        got = compiled(name, dtype, 16 if dtype is float32 else 8, "host")(x)
+        got = compiled(name, dtype, WIDEST if dtype is float32 else 8, "host")(x)
         info = np.finfo(dtype.numpy)
         for v, g, w in zip(x, got, exact, strict=True):
             power = mp.frexp(w)[1] - info.nmant - 1 if w else -1074
@@ -244,7 +244,7 @@ def test_special_pairs(name, dtype):
 
 def test_bfloat16_computes_in_float32(rng):
     x = (rng.standard_normal(1000).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
-    got = compiled("exp", bfloat16, 16, "host")(x)
+    got = compiled("exp", bfloat16, WIDEST, "host")(x)
     exact = np.exp((x.astype(np.uint32) << 16).view(np.float32).astype(np.float64))
     relative = (got.astype(np.uint32) << 16).view(np.float32) / exact - 1
     assert np.abs(relative).max() <= 2.0**-8
@@ -262,7 +262,7 @@ def test_the_walk_over_all_inputs_on_a_few(name):
         exhaustive.walker(name)(np.array([start], np.uint32), out)
         with np.errstate(all="ignore"):
             want = NUMPY[name](x.astype(np.float64))
-        error = ulp_error(compiled(name, float32, 16, "host")(x), want)
+        error = ulp_error(compiled(name, float32, WIDEST, "host")(x), want)
         np.testing.assert_allclose(out, error, atol=1e-6)
 
 

@@ -345,8 +345,8 @@ def _epilogue(cluster: Cluster, product: Product, buffers: dict[int, int], targe
             *(Axis(name, extent) for d in (m, n)
               for name, extent in zip(d.names, d.extents, strict=True))]
     kernel = Kernel("epilogue", axes, [], [Pass(stores=stores)])
-    values = ValueWriter(FunctionBuilder(_SIGNATURE), target.vector_bytes // dtype.itemsize, "n",
-                         specialize)
+    builder = FunctionBuilder(_SIGNATURE, avx512=target.vector_bytes == 64)
+    values = ValueWriter(builder, target.vector_bytes // dtype.itemsize, "n", specialize)
     values.tile_dtype = dtype
     values.env.update(b0="%b0", b1="%b1")
     _epilogue_loops(values, m, n, stores)

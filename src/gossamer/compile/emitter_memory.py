@@ -8,11 +8,11 @@ the quotient is large.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Self
 
 from gossamer.compile.builder import FunctionBuilder
-from gossamer.compile.emitter_arith import Arithmetic, is_constant
+from gossamer.compile.emitter_arith import Arithmetic, float_literal, is_constant
 from gossamer.core.dtype import DType, bfloat16, bool_, float16, float32, float64, int32
 from gossamer.core.errors import CompileError
 
@@ -189,6 +189,29 @@ class Memory(Arithmetic):
         raw = self.builder.value(f"call {m} @{symbol}({t} {pointers}, i32 {size}, "
                                  f"{self.mask} splat (i1 true), {m} poison)")
         return self._from_memory(raw)
+
+    # AVX-512 --------------------------------------------------------------------------------------
+    @property
+    def zmm(self) -> bool:
+        """Whether a value is one 512-bit register of floats, on a processor with AVX-512."""
+        return self.builder.avx512 and self.is_float and self.width * self.bits == 512
+
+    def scalef(self, x: str, n: str, where: str | None = None) -> str:
+        """x 2^n rounded once, n integral; 0 where the mask does not hold (`zmm` only)."""
+        kind, count = ("ps", 16) if self.bits == 32 else ("pd", 8)
+        mask = "-1"
+        if where is not None:
+            mask = self.builder.value(f"bitcast {self.mask} {where} to i{count}")
+        return self.builder.intrinsic(
+            f"llvm.x86.avx512.mask.scalef.{kind}.512", self.t,
+            [(self.t, x), (self.t, n), (self.t, "zeroinitializer"), (f"i{count}", mask),
+             ("i32", "4")])  # 4: round as the processor is set, to nearest
+
+    def pick(self, table: Sequence[float], index: str) -> str:
+        """table[index mod 16] in each lane of int32 (`zmm` of float32 only): one instruction."""
+        numbers = ", ".join(f"float {float_literal(x, self.dtype)}" for x in table)
+        return self.builder.intrinsic("llvm.x86.avx512.permvar.sf.512", self.t,
+                                      [(self.t, f"<{numbers}>"), (self.int_t, index)])
 
     # lanes ----------------------------------------------------------------------------------------
     def extract(self, value: str, lane: int | str) -> str:

@@ -52,7 +52,8 @@ class _Writer:
 
     def __init__(self, words: tuple[str, ...], dtype: DType, target: Target, causal: bool,
                  window: bool) -> None:
-        self.b = FunctionBuilder("void @kernel(ptr noalias %args, i64 %lo, i64 %hi, i64 %tid)")
+        self.b = FunctionBuilder("void @kernel(ptr noalias %args, i64 %lo, i64 %hi, i64 %tid)",
+                                 avx512=target.vector_bytes == 64)
         self.dtype, self.causal, self.window = dtype, causal, window
         self.lanes = target.vector_bytes // dtype.itemsize
         self.e = Emitter(self.b, dtype, self.lanes)

@@ -252,7 +252,7 @@ class _PackWriter:
             for name, digits in (("r", view.r), ("k", view.k)))
         lane = (self.r if view.along == "r" else self.k).names[-1]
         width = target.vector_bytes // dtype.itemsize
-        self.builder = FunctionBuilder(_SIGNATURE)
+        self.builder = FunctionBuilder(_SIGNATURE, avx512=target.vector_bytes == 64)
         self.values = ValueWriter(self.builder, width, lane, specialize)
         self.values.env.update(b0="%b0", b1="%b1")
         self.value = Lowering(buffers).value(view.node, self.index())

@@ -143,7 +143,8 @@ class _KernelWriter:
                                                for v in values) else 4)
         self.operations = sum(v.data[0].cost if v.kind == "op" else 1.0 for v in values)
         self.builder = FunctionBuilder(
-            "void @kernel(ptr noalias %args, i64 %lo, i64 %hi, i64 %tid)")
+            "void @kernel(ptr noalias %args, i64 %lo, i64 %hi, i64 %tid)",
+            avx512=vector_bytes == 64)
         self.values = ValueWriter(self.builder, self.width, self.vector, specialize)
         self.specialize = specialize
         self.lane_axis = next((a for a in [*kernel.kept, *kernel.reduced]

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gossamer.compile.emitter_memory import Memory
-from gossamer.compile.vecmath_tables import EXPM1_32, EXPM1_36, EXPM1_64
+from gossamer.compile.vecmath_tables import EXP2_32, EXP_32, EXPM1_32, EXPM1_36, EXPM1_64
 
 __all__ = ["cosh", "exp", "exp2", "expm1", "sigmoid", "sinh", "tanh"]
 
@@ -31,6 +31,8 @@ class _Format:
     least: float  # exp is below half of the smallest denormal here
     largest: float  # exp overflows here
     poly: tuple[float, ...]  # expm1(r) = r + r^2 P(r)
+    whole: tuple[float, ...]  # exp(r)
+    base2: tuple[float, ...]  # 2^r for |r| <= 1/2; empty: by `whole`
 
     @property
     def magic(self) -> float:
@@ -38,22 +40,29 @@ class _Format:
 
 
 # ln 2 as a sum: mpmath, log(2) rounded to 24 (53) bits, and the rest rounded likewise.
-_F32 = _Format(23, 127, 64, (0.6931471824645996, -1.9046542121259336e-09), -104.0, 89.0, EXPM1_32)
-_F64 = _Format(52, 1023, 512, (_LN_2, 2.3190468138462996e-17), -746.0, 710.0, EXPM1_64)
+_F32 = _Format(23, 127, 64, (0.6931471824645996, -1.9046542121259336e-09), -104.0, 89.0, EXPM1_32,
+               (1.0, 1.0, *EXP_32), (1.0, *EXP2_32))
+_F64 = _Format(52, 1023, 512, (_LN_2, 2.3190468138462996e-17), -746.0, 710.0, EXPM1_64,
+               (1.0, 1.0, *EXPM1_64), ())
 
 
 def _format(e: Memory) -> _Format:
     return _F32 if e.bits == 32 else _F64
 
 
-def _reduce(e: Memory, x: str) -> tuple[str, str]:
-    """(n shifted to the exponent's bits, r) of x = n ln 2 + r."""
+def _split(e: Memory, x: str) -> tuple[str, str, str]:
+    """(n in the low bits of a float, n, r) of x = n ln 2 + r."""
     f = _format(e)
     t = e.fma(x, e.const(_LOG2_E), e.const(f.magic))
     n = e.sub(t, e.const(f.magic))
     r = e.fma(n, e.const(-f.ln2[0]), x)  # exact: r has no more bits than x
-    r = e.fma(n, e.const(-f.ln2[1]), r)
-    return e.integer.shl(e.to_bits(t), e.integer.const(f.mantissa)), r
+    return t, n, e.fma(n, e.const(-f.ln2[1]), r)
+
+
+def _reduce(e: Memory, x: str) -> tuple[str, str]:
+    """(n shifted to the exponent's bits, r) of x = n ln 2 + r."""
+    t, _, r = _split(e, x)
+    return e.integer.shl(e.to_bits(t), e.integer.const(_format(e).mantissa)), r
 
 
 def _expm1_of_r(e: Memory, r: str) -> str:
@@ -89,21 +98,35 @@ def _leave_out(e: Memory, x: str, least: float) -> tuple[str, str]:
 def exp(e: Memory, x: str, low: str | None = None) -> str:
     """e^x, or e^(x + low) with |low| below the last bit of x; denormal results included."""
     f = _format(e)
+    if e.zmm:
+        return _exp_by_scalef(e, e.minimum(x, e.const(f.largest)), low)
     nothing, x = _leave_out(e, x, f.least)
     x = e.minimum(x, e.const(f.largest))
     shifted, r = _reduce(e, x)
     if low is not None:
         r = e.add(r, low)
-    p = e.add(_expm1_of_r(e, r), e.const(1))
+    p = e.polynomial(r, f.whole)
     return e.select(nothing, e.const(0), _scale(e, p, shifted, e.lt(x, e.const(0))))
+
+
+def _exp_by_scalef(e: Memory, x: str, low: str | None = None) -> str:
+    """e^x below overflow, by the instruction that multiplies by 2^n in the whole range."""
+    f = _format(e)
+    something = e.builder.value(f"fcmp uge {e.t} {x}, {e.const(f.least)}")  # NaN is something
+    _, n, r = _split(e, x)
+    if low is not None:
+        r = e.add(r, low)
+    return e.scalef(e.polynomial(r, f.whole), n, something)
 
 
 def exp_of_negative(e: Memory, x: str) -> str:
     """e^x for x <= 0, which saves the choice of the two factors."""
+    if e.zmm:
+        return _exp_by_scalef(e, x)
     f, i = _format(e), e.integer
     nothing, x = _leave_out(e, x, f.least)
     shifted, r = _reduce(e, x)
-    p = e.add(_expm1_of_r(e, r), e.const(1))
+    p = e.polynomial(r, f.whole)
     factor = e.from_bits(i.add(shifted, i.const((f.bias + f.half) << f.mantissa)))
     rest = e.select(nothing, e.const(0), e.const(2.0 ** -f.half))
     return e.mul(e.mul(p, factor), rest)
@@ -112,19 +135,32 @@ def exp_of_negative(e: Memory, x: str) -> str:
 def exp_normal(e: Memory, x: str) -> str:
     """e^x where the result is known to be a normal number."""
     shifted, r = _reduce(e, x)
-    return e.mul(e.add(_expm1_of_r(e, r), e.const(1)), _power_of_two(e, shifted))
+    return e.mul(e.polynomial(r, _format(e).whole), _power_of_two(e, shifted))
 
 
 def exp2(e: Memory, x: str) -> str:
     """2^x; exact for integers."""
     f = _format(e)
+    least, largest = e.const(float(-f.bias - f.mantissa - 1)), e.const(float(f.bias + 2))
+    if e.zmm:
+        x = e.minimum(x, largest)
+        something = e.builder.value(f"fcmp uge {e.t} {x}, {least}")
+        n = e.rint(x)
+        return e.scalef(_exp2_of_fraction(e, e.sub(x, n)), n, something)
     nothing, x = _leave_out(e, x, float(-f.bias - f.mantissa - 1))
-    x = e.minimum(x, e.const(float(f.bias + 2)))
+    x = e.minimum(x, largest)
     t = e.add(x, e.const(f.magic))
-    r = e.mul(e.sub(x, e.sub(t, e.const(f.magic))), e.const(_LN_2))
+    p = _exp2_of_fraction(e, e.sub(x, e.sub(t, e.const(f.magic))))
     shifted = e.integer.shl(e.to_bits(t), e.integer.const(f.mantissa))
-    y = _scale(e, e.add(_expm1_of_r(e, r), e.const(1)), shifted, e.lt(x, e.const(0)))
-    return e.select(nothing, e.const(0), y)
+    return e.select(nothing, e.const(0), _scale(e, p, shifted, e.lt(x, e.const(0))))
+
+
+def _exp2_of_fraction(e: Memory, r: str) -> str:
+    """2^r for |r| <= 1/2."""
+    f = _format(e)
+    if f.base2:
+        return e.polynomial(r, f.base2)
+    return e.polynomial(e.mul(r, e.const(_LN_2)), f.whole)
 
 
 def exp2_of_sum(e: Memory, high: str, low: str) -> str:

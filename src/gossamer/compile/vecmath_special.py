@@ -15,6 +15,7 @@ from gossamer.compile.vecmath_log import log
 from gossamer.compile.vecmath_tables import (
     ERF_32,
     ERF_64,
+    ERF_PIECES,
     ERF_TAIL_32,
     ERFCX_64,
     ERFINV_32,
@@ -34,6 +35,8 @@ _BERNOULLI = (1 / 12, -1 / 120, 1 / 252, -1 / 240, 1 / 132, -691 / 32760, 1 / 12
 def erf(e: Memory, x: str) -> str:
     """2/sqrt(pi) times the integral of exp(-t^2) from 0 to x."""
     a = e.abs(x)
+    if e.zmm and e.bits == 32:
+        return _erf_by_pieces(e, x, a)
     near = e.fma(x, e.polynomial(e.mul(x, x), ERF_32 if e.bits == 32 else ERF_64), x)
     if e.bits == 32:
         t = e.minimum(a, e.const(4.0))  # erf(4) is 1 to the last bit
@@ -42,6 +45,21 @@ def erf(e: Memory, x: str) -> str:
         complement = _erfc_positive(e, e.minimum(a, e.const(7.0)))
     far = e.copysign(e.sub(e.const(1), complement), x)
     return e.select(e.lt(a, e.const(1)), near, far)
+
+
+def _erf_by_pieces(e: Memory, x: str, a: str) -> str:
+    """|x| (f(c) + t Q(t)), c the centre of |x|'s piece, where a register holds the coefficients of
+    all 16 pieces: a third of the instructions of a polynomial and an exponential."""
+    centres, starts, *slopes = ERF_PIECES
+    a = e.minimum(a, e.const(4.0))  # erf(4) is 1 to the last bit
+    # The number of the piece, round(15.5 / 4 a), is left in the low bits of a float; 4 is in 15.
+    index = e.to_bits(e.fma(a, e.const(3.8749), e.const(1.5 * 2.0 ** 23)))
+    t = e.sub(a, e.pick(centres, index))
+    q = e.pick(slopes[-1], index)
+    for column in reversed(slopes[:-1]):
+        q = e.fma(q, t, e.pick(column, index))
+    y = e.fma(e.mul(a, t), q, e.mul(a, e.pick(starts, index)))
+    return e.copysign(e.minimum(y, e.const(1)), x)
 
 
 def _erfc_positive(e: Memory, a: str) -> str:
