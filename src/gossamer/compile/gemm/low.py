@@ -15,6 +15,7 @@ between, denormal numbers count as zero.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -142,41 +143,62 @@ class _Packer:
 
     # neighbours along r -----------------------------------------------------------------------
     def along_rows(self) -> None:
+        """A panel of two vectors at once, others vector by vector: what exists of a vector is the
+        same for every k, so its mask is made before the loop."""
         f, lanes = self.f, self.lanes
-        whole = f.value(f"and i64 %rows, {-lanes}")
-        with f.loop("0", "%kc") as k:
-            row = self.at(self.base, f.mul(f.mul(k, str(self.unit)), self.w["k"]))
-            second = f.compare("slt", f.add(f.mul(k, "2"), "1"), self.left)
-            to = self.to(f.mul(k, "%width"))
 
-            def vector(r: str, mask: str | None) -> None:
-                value = self.row_vector(self.at(row, r), second, mask)
-                place = f.gep(to, r, "float")
-                if mask is None:
-                    self.wide.store(value, place)
-                else:
-                    self.wide.store_masked(value, place, mask)
-
+        def vectors() -> None:
+            whole = f.value(f"and i64 %rows, {-lanes}")
             with f.loop("0", whole, lanes) as r:
-                vector(r, None)
+                self.down(r, lambda row, second: [self.row_vector(row, second, None)],
+                          self.wide.store)
             with f.loop(whole, "%rows", lanes) as r:
-                vector(r, self.below(f.sub("%rows", r), lanes))
+                mask = self.below(f.sub("%rows", r), lanes)
+                self.down(r, lambda row, second: [self.row_vector(row, second, mask)],
+                          lambda value, place: self.wide.store_masked(value, place, mask))
 
-    def row_vector(self, pointer: str, second: str, mask: str | None) -> str:
-        """Neighbours of one k, or of two: the second is zeros where there is none (odd depths)."""
-        e, f = self.e, self.f
+        f.either(f.compare("eq", "%rows", str(2 * lanes)),
+                 lambda: self.down("0", self.two_vectors, self.wide.store), vectors)
 
-        def load(place: str) -> str:
-            return e.load(place) if mask is None else e.load_masked(place, mask)
+    def down(self, r: str, read: Callable[[str, str | None], list[str]],
+             store: Callable[[str, str], None]) -> None:
+        """For every k, the vectors that `read` makes of the row at r, and in pairs of the row below
+        it; the last k of an odd depth has none below."""
+        f, lanes = self.f, self.lanes
+        base, dst = self.at(self.base, f.mul(r, self.w["r"])), self.to(r)
+        pairs = f.minimum("%kc", f.value(f"ashr i64 {self.left}, 1")) if self.pairs else "%kc"
+        for start, stop in (("0", pairs), (pairs, "%kc")) if self.pairs else (("0", "%kc"),):
+            with f.loop(start, stop) as k:
+                row = self.at(base, f.mul(f.mul(k, str(self.unit)), self.w["k"]))
+                below = self.at(row, self.w["k"]) if self.pairs and stop == pairs else None
+                place = f.gep(dst, f.mul(k, "%width"), "float")
+                for i, value in enumerate(read(row, below)):
+                    store(value, f.gep(place, str(i * lanes), "float"))
 
+    def row_vector(self, row: str, second: str | None, mask: str | None) -> str:
+        """Neighbours of one k, or of two in pairs: zeros where there is no second row."""
+        low = self.part(row, mask)
         if not self.pairs:
-            return self.narrowed(load(pointer))
-        below = self.at(pointer, self.w["k"])
-        low, high = load(pointer), load(f.select(second, below, pointer, "ptr"))
-        high = f.value(f"select i1 {second}, {e.t} {high}, {e.t} {e.const(0)}")
-        order = [i for pair in zip(range(self.lanes), range(self.lanes, 2 * self.lanes),
-                                   strict=True) for i in pair]
-        return self.joined(low, high, order)
+            return self.narrowed(low)
+        high = self.e.const(0) if second is None else self.part(second, mask)
+        return self.joined(low, high, self.interleaved(self.lanes, 0))
+
+    def two_vectors(self, row: str, second: str | None) -> list[str]:
+        """Twice as many; bfloat16 rows of 64 bytes are read at once and sorted by two shuffles."""
+        lanes = self.lanes
+        if not (self.pairs and self.dtype is bfloat16):
+            after = None if second is None else self.at(second, str(lanes))
+            return [self.row_vector(row, second, None),
+                    self.row_vector(self.at(row, str(lanes)), after, None)]
+        double = self.e.of(int16, 2 * lanes)
+        low = double.load(row)
+        high = double.const(0) if second is None else double.load(second)
+        return [self.shuffled("i16", low, high, 2 * lanes, self.interleaved(2 * lanes, half))
+                for half in (0, lanes)]
+
+    def interleaved(self, count: int, start: int) -> list[int]:
+        """Lanes start .. start + `lanes` of two vectors of `count` lanes, in turn."""
+        return [i for lane in range(start, start + self.lanes) for i in (lane, count + lane)]
 
     # neighbours along k -----------------------------------------------------------------------
     def along_k(self) -> None:
@@ -221,16 +243,20 @@ class _Packer:
         f, lanes = self.f, self.lanes
         lane = "i16"
         if self.dtype is bfloat16:
-            both = (f"<{lanes} x i16> {low}", f"<{lanes} x i16> {high}")
+            both = (low, high)
         else:
             lane = "bfloat"
             t, narrow = f"<{lanes} x float>", f"<{2 * lanes} x bfloat>"
             made = f.intrinsic(_ROUND, narrow, [(t, high), (t, low)])
-            both = (f"{narrow} {made}", f"{narrow} poison")
-        mixed = f"<{2 * lanes} x {lane}>"
-        mask = ", ".join(f"i32 {i}" for i in order)
-        value = f.value(f"shufflevector {both[0]}, {both[1]}, <{2 * lanes} x i32> <{mask}>")
-        return f.value(f"bitcast {mixed} {value} to <{lanes} x float>")
+            both = (made, "poison")
+        return self.shuffled(lane, *both, lanes if self.dtype is bfloat16 else 2 * lanes, order)
+
+    def shuffled(self, lane: str, x: str, y: str, count: int, order: list[int]) -> str:
+        """Lanes `order` of two vectors of `count` 16-bit lanes, as `lanes` 32-bit words."""
+        f, lanes = self.f, self.lanes
+        t, mask = f"<{count} x {lane}>", ", ".join(f"i32 {i}" for i in order)
+        value = f.value(f"shufflevector {t} {x}, {t} {y}, <{2 * lanes} x i32> <{mask}>")
+        return f.value(f"bitcast <{2 * lanes} x {lane}> {value} to <{lanes} x float>")
 
     # no neighbours ----------------------------------------------------------------------------
     def elements(self) -> None:

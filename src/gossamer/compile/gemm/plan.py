@@ -148,7 +148,7 @@ def _blocks(p: Problem, part_k: int, tile: Tile, target: Target) -> Blocks:
     # The tile takes a quarter of L2, and has three panels of rows to use each panel of B on.
     room, least = target.l2 // 4 // size, 3 * tile.rows
     rows = max(least, min(target.l2 // 2 // (kc * size), room // (8 * width)))
-    if p.m <= rows or isinstance(p.b, Packed):
+    if p.m <= rows or (isinstance(p.b, Packed) and ko < part_k):
         # As many rows as possible: then each panel of B, or each costly packing of it, is used up.
         mc = _even(p.m, rows, tile.rows)
         most = room // min(mc, p.m) if p.m <= rows else min(columns, room // mc)
