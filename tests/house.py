@@ -20,7 +20,7 @@ Tree = dict[str, str]
 # it may import layers 0 to 5, and only layers 6 to 8 may come in through it.
 LAYERS: dict[str, float] = {
     "core": 0, "ir": 0.5, "ops": 1, "compile": 2, "runtime": 3,
-    "nn": 5, "optim": 5, "data": 5, "models": 6,
+    "nn": 5, "optim": 5, "data": 5, "quantization": 5, "models": 6,
     "chat": 7, "tune": 7, "ask": 7, "export": 7, "distributed": 7, "inspect": 7,
     "cli": 8, "server": 8, "web": 8, "__main__": 8.5,
 }
@@ -30,7 +30,7 @@ ENGINE = {"ir", "ops", "compile", "runtime"}  # what the workbench (layers 6 and
 
 # Imported inside the function that needs them: extras of pyproject.toml, and llvmlite because
 # `import gossamer` must not pay for it.
-LAZY = {"IPython", "jinja2", "llvmlite", "matplotlib", "rich", "safetensors", "starlette",
+LAZY = {"IPython", "jinja2", "llvmlite", "matplotlib", "pyarrow", "rich", "safetensors", "starlette",
         "tokenizers", "typer", "uvicorn"}
 # Ours, imported late to turn the absence of an extra into a sentence: what it imports is why.
 NEEDS_EXTRAS = {"gossamer.cli.app"}

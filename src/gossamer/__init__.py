@@ -64,20 +64,27 @@ from gossamer.runtime.threads import (
 from gossamer.tensor import Parameter as Parameter, Size as Size, Tensor as Tensor
 
 if TYPE_CHECKING:
-    from gossamer import data as data, insight as insight, nn as nn, optim as optim
+    from gossamer import (
+        data as data,
+        insight as insight,
+        nn as nn,
+        optim as optim,
+        quantization as quantization,
+    )
     from gossamer.creation import tensor as tensor  # not the module of that name
     from gossamer.insight import explain as explain, profile as profile
+    from gossamer.quantization import quantize_ as quantize_
 
 # Rooms that are loaded when somebody names them: a third of the time that importing all would take.
-_ROOMS = ("data", "insight", "nn", "optim")
-_OF_INSIGHT = ("explain", "profile")
+_ROOMS = ("data", "insight", "nn", "optim", "quantization")
+_LATE = {"explain": "insight", "profile": "insight", "quantize_": "quantization"}
 
 
 def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return importlib.import_module(f"gossamer.{name}")
-    if name in _OF_INSIGHT:
-        return getattr(importlib.import_module("gossamer.insight"), name)
+    if name in _LATE:
+        return getattr(importlib.import_module(f"gossamer.{_LATE[name]}"), name)
     raise AttributeError(f"module 'gossamer' has no attribute {name!r}")
 
 

@@ -15,6 +15,7 @@ from gossamer.compile.calls import BufferRef, Call
 from gossamer.compile.gemm import Target
 from gossamer.compile.llvm import write_kernel
 from gossamer.compile.lower import Lowering, Nest, Place, lower_loops, ravel, unravel
+from gossamer.compile.quantized import product_calls
 from gossamer.compile.remembered import write_any_size
 from gossamer.compile.schedule import Cluster
 from gossamer.compile.sort import argsort_calls
@@ -137,4 +138,5 @@ SPECIAL: dict[str, Callable[[Cluster, dict[int, int], Target, bool], list[Call]]
     "argsort": _argsort, "concat": _concat,
     "attention": forward_calls, "attention_grad": backward_calls,
     "conv": convolution_calls, "conv_weight": weight_calls,
+    "quantized_linear": product_calls,
 }

@@ -141,6 +141,7 @@ from gossamer.ops.normalization import (
     std,
     var,
 )
+from gossamer.ops.quantized import dequantize, quantized_linear
 from gossamer.ops.random import (
     dropout,
     random_bits,
@@ -158,13 +159,15 @@ __all__ = [
     "asin", "asinh", "atan", "atan2", "atanh", "attention", "attention_grad", "bitwise_and",
     "bitwise_not", "bitwise_or", "bitwise_xor", "broadcast", "cast", "ceil", "celu", "clamp",
     "concat", "conv", "conv_transpose", "copysign", "cos", "cosh", "cross_entropy", "custom",
-    "detach", "digamma", "div", "dot_general", "dropout", "elu", "eq", "erf", "erfc", "erfinv",
+    "dequantize", "detach", "digamma", "div", "dot_general", "dropout", "elu", "eq", "erf",
+    "erfc", "erfinv",
     "exp", "exp2", "expm1", "flip", "floor", "floor_divide", "fmax", "fmin", "fmod",
     "fold_windows", "ge", "gelu", "gt", "hardshrink", "hardsigmoid", "hardswish", "hardtanh",
     "hypot", "isfinite", "isinf", "isnan", "layer_norm", "le", "leaf", "leaky_relu", "lerp",
     "lgamma", "log", "log10", "log1p", "log2", "log_softmax", "logical_not", "logsigmoid",
     "logsumexp", "lt", "matmul", "max_pool", "maximum", "mean", "minimum", "mish", "mul",
     "mulhi_u32", "ne", "neg", "nextafter", "pad", "pad_or_cut", "permute", "polygamma", "pow",
+    "quantized_linear",
     "random_bits", "random_integers", "random_normal", "random_uniform", "reciprocal",
     "reduce_max", "reduce_min", "reduce_prod", "reduce_sum", "relu", "relu6", "remainder",
     "reshape", "rms_norm", "round", "rsqrt", "scaled_dot_product_attention", "scan", "scatter",
