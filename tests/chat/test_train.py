@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import signal
 from dataclasses import replace
@@ -15,9 +16,17 @@ from rich.console import Console
 import gossamer as gs
 from gossamer.chat import checkpoint as room
 from gossamer.chat.checkpoint import checkpoints_of, find_run, latest, load_model, save
+from gossamer.chat.corpus import Corpus, find_shards
 from gossamer.chat.curriculum import Curriculum, tokenizer_corpus
 from gossamer.chat.engine import Engine, Request
-from gossamer.chat.evaluate import Score, evaluate, mean_score, question_set, replies_match
+from gossamer.chat.evaluate import (
+    Score,
+    bits_per_byte,
+    evaluate,
+    mean_score,
+    question_set,
+    replies_match,
+)
 from gossamer.chat.interrupt import Interrupted, only_writer
 from gossamer.chat.progress import Display, StepInfo
 from gossamer.chat.schedule import Schedule
@@ -56,19 +65,22 @@ def tokenizer() -> Tokenizer:
 
 
 def make_trainer(
-    tokenizer: Tokenizer, folder: Path, settings: TrainSettings = SETTINGS
+    tokenizer: Tokenizer, folder: Path, settings: TrainSettings = SETTINGS,
+    data: Path | None = None,
 ) -> Trainer:
     gs.manual_seed(settings.seed)
     config = GPTConfig(vocab_size=tokenizer.vocab_size, n_layer=1, n_head=2, n_embd=16,
                        sequence_len=128)
-    return trainer_of(GPT(config), tokenizer, folder, settings)
+    return trainer_of(GPT(config), tokenizer, folder, settings, data)
 
 
 def trainer_of(
-    model: GPT, tokenizer: Tokenizer, folder: Path, settings: TrainSettings
+    model: GPT, tokenizer: Tokenizer, folder: Path, settings: TrainSettings,
+    data: Path | None = None,
 ) -> Trainer:
     clock = StepClock()
-    plan = Curriculum(TASKS, tokenizer, {}, read_share=0.3)
+    corpus = Corpus(find_shards([data])) if data else None
+    plan = Curriculum(TASKS, tokenizer, {}, corpus, read_share=0.3)
     return Trainer(model, plan, settings, folder, clock, clock.read)
 
 
@@ -83,16 +95,20 @@ def newest(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize("own_text", [False, True])
 def test_resumed_equals_uninterrupted_bit_for_bit(
-    tokenizer: Tokenizer, tmp_path: Path, optimizer: str
+    tokenizer: Tokenizer, tmp_path: Path, optimizer: str, own_text: bool
 ) -> None:
     """Across the switch of stages and two quizzes: stopped after 7 steps, or in one go."""
+    data = tmp_path / "own.txt" if own_text else None
+    if data is not None:
+        data.write_text("<|endoftext|>".join(f"This is text {i}." for i in range(200)))
     base = replace(SETTINGS, optimizer=optimizer, max_steps=26)
-    straight = make_trainer(tokenizer, tmp_path / "a", base)
+    straight = make_trainer(tokenizer, tmp_path / "a", base, data)
     straight.run()
-    make_trainer(tokenizer, tmp_path / "b", replace(base, max_steps=7)).run()
+    make_trainer(tokenizer, tmp_path / "b", replace(base, max_steps=7), data).run()
     checkpoint = load_model(newest(tmp_path / "b"))
-    second = trainer_of(checkpoint.model, checkpoint.tokenizer, tmp_path / "b", base)
+    second = trainer_of(checkpoint.model, checkpoint.tokenizer, tmp_path / "b", base, data)
     second.resume(checkpoint)
     second.run()
     assert [s[2] for s in second.history.steps] == [s[2] for s in straight.history.steps]
@@ -229,6 +245,28 @@ def test_one_forward_pass_scores_as_decoding_does(tokenizer: Tokenizer, tmp_path
             decoded += [True, False]
     assert len(examples) >= 8
     assert replies_match(trainer.model, examples) == decoded
+
+
+def test_bits_per_byte_are_those_of_each_document_alone(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """A short text, a long one in pieces, a conversation; each token once, marks not at all."""
+    model = make_trainer(tokenizer, tmp_path).model
+    long = " ".join(f"word {i}" for i in range(120))
+    talk = ({"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello you"})
+    nats, size = 0.0, 0
+    for ids, words in ((tokenizer.render_document("short")[0], "short"),
+                       (tokenizer.render_document(long)[0], long),
+                       (tokenizer.render(talk)[0], "hihello you")):
+        for at in range(0, len(ids) - 1, model.config.sequence_len):
+            piece = ids[at:at + model.config.sequence_len + 1]
+            logits = model(gs.tensor([piece[:-1]])).log_softmax(-1)[0]
+            nats -= sum(logits[i, token].item() for i, token in enumerate(piece[1:])
+                        if token not in tokenizer.special.values())
+        size += len(words.encode())
+    found = bits_per_byte(model, tokenizer, ["short", long, talk])
+    assert found == pytest.approx(nats / math.log(2) / size, rel=1e-5)
+    assert bits_per_byte(model, tokenizer, []) == 0.0
 
 
 def test_evaluation_counts_and_lists_failures(tokenizer: Tokenizer, tmp_path: Path) -> None:

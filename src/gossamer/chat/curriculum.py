@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any
 
+from gossamer.chat.corpus import Corpus
 from gossamer.chat.dialogues import draw_dialogue
 from gossamer.chat.evaluate import Score, to_conversation
 from gossamer.chat.message import pieces_of, words_of
@@ -24,10 +25,13 @@ from gossamer.chat.tokenizer import Rendered, Tokenizer
 __all__ = ["Curriculum", "tokenizer_corpus"]
 
 READ_SHARE = 0.06  # of the budget spent reading: the stories cost time and raise no score
+CORPUS_READ_SHARE = 0.4  # the same where a person's own text is to be read
 _TALE_SHARE = 0.5  # of the examples read
+_CORPUS_SHARE = {"read": 0.7, "answer": 0.15}  # of the examples of a stage; later, to remember it
 _DIALOGUE_SHARE = 0.04  # of the examples answered: greetings, who are you, tell me a story
 _FLOOR = 0.15  # weight of a task that is always right, against 1 for one that never is
 _CORPUS_PER_TASK = 1000  # questions a task for the tokenizer: 1 MB of text in all
+_CORPUS_BYTES = 1 << 20
 
 
 class Curriculum:
@@ -37,14 +41,18 @@ class Curriculum:
         tasks: the tasks to teach.
         tokenizer: turns them into ids.
         facts: values for the model's answers about itself (`minutes`, `parameters`).
-        read_share: share of the budget for the first stage.
+        corpus: a person's own documents, read besides.
+        read_share: share of the budget for the first stage; None = by whether there is a corpus.
     """
 
     def __init__(
         self, tasks: Mapping[str, Task], tokenizer: Tokenizer, facts: Mapping[str, str],
-        read_share: float = READ_SHARE,
+        corpus: Corpus | None = None, read_share: float | None = None,
     ) -> None:
         self.tasks, self.tokenizer, self.facts = dict(tasks), tokenizer, dict(facts)
+        self.corpus = corpus
+        if read_share is None:
+            read_share = READ_SHARE if corpus is None else CORPUS_READ_SHARE
         self.read_share = read_share
         self.weights = {name: task.share for name, task in tasks.items()}
 
@@ -68,7 +76,19 @@ class Curriculum:
             ids, mask = answer(rng)
             return ids, [0] + [1] * (len(mask) - 1)
 
-        return read if stage == "read" else answer
+        make, corpus = (read if stage == "read" else answer), self.corpus
+        if corpus is None:
+            return make
+
+        def besides(rng: Random) -> Rendered:
+            if rng.random() >= _CORPUS_SHARE[stage]:
+                return make(rng)
+            document = corpus.next()
+            if isinstance(document, str):
+                return self.tokenizer.render_document(document)
+            return self.tokenizer.render(document)
+
+        return besides
 
     def learn_from(self, scores: Sequence[Score]) -> None:
         """Set the tasks' weights by a quiz: share * (floor + (1 - floor) * share of errors)."""
@@ -86,8 +106,11 @@ class Curriculum:
         self.weights = {name: float(state["weights"][name]) for name in self.tasks}
 
 
-def tokenizer_corpus(tasks: Mapping[str, Task], seed: int = 0) -> list[str]:
-    """Text to train the tokenizer on: training questions with replies, dialogues and tales."""
+def tokenizer_corpus(
+    tasks: Mapping[str, Task], seed: int = 0, corpus: Corpus | None = None,
+) -> list[str]:
+    """Text to train the tokenizer on: training questions with replies, dialogues and tales, and as
+    much again of a person's own documents."""
     rng = Random(f"tokenizer:{seed}")
     texts = []
     for task in tasks.values():
@@ -97,4 +120,4 @@ def tokenizer_corpus(tasks: Mapping[str, Task], seed: int = 0) -> list[str]:
     for _ in range(_CORPUS_PER_TASK):
         texts.append(draw_tale(rng))
         texts += [words_of(turn["content"]) for turn in draw_dialogue(rng, {})]
-    return texts
+    return texts if corpus is None else texts + corpus.sample(_CORPUS_BYTES)

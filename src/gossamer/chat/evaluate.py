@@ -16,12 +16,15 @@ from random import Random
 import numpy as np
 
 import gossamer as gs
+import gossamer.nn.functional as F
+from gossamer.chat.formats import Document
 from gossamer.chat.message import Message
 from gossamer.chat.task import Question, Task, sample
 from gossamer.chat.tokenizer import Rendered, Tokenizer
 from gossamer.models.gpt import GPT
 
-__all__ = ["Score", "evaluate", "mean_score", "question_set", "replies_match", "to_conversation"]
+__all__ = ["Score", "bits_per_byte", "evaluate", "mean_score", "question_set", "replies_match",
+           "to_conversation"]
 
 ROWS = 50  # questions a forward pass: 50 x 64 tokens, about one training step's worth
 _LENGTH_STEP = 32  # lengths are rounded up: at most eight shapes for a context of 256
@@ -115,6 +118,40 @@ def evaluate(
         failures = tuple(q for q in asked if not verdicts[id(q)])
         scores.append(Score(name, len(asked) - len(failures), len(asked), failures[:5]))
     return scores
+
+
+def bits_per_byte(model: GPT, tokenizer: Tokenizer, documents: Sequence[Document]) -> float:
+    """Bits that the model needs for one byte of text: cross-entropy without the tokenizer's unit.
+
+    Every token is predicted once. A document longer than the context is read in pieces, each of
+    which begins with the last token of the one before.
+
+    Args:
+        documents: held-out ones; of conversations every word counts, marks of turns do not.
+
+    Returns:
+        The sum of the bits of all tokens that stand for text, over the bytes of that text.
+    """
+    T = model.config.sequence_len
+    pieces = list[list[int]]()
+    for document in documents:
+        ids, _ = (tokenizer.render_document(document) if isinstance(document, str)
+                  else tokenizer.render(document))
+        pieces += [ids[at : at + T + 1] for at in range(0, len(ids) - 1, T)]
+    sizes, bits, size = tokenizer.bytes_per_token, 0.0, 0
+    for start in range(0, len(pieces), ROWS):
+        rows = np.full((ROWS, T + 1), tokenizer.bos, np.int64)  # one shape, so one program
+        for row, piece in zip(rows, pieces[start : start + ROWS], strict=False):
+            row[: len(piece)] = piece
+        counted = sizes[rows[:, 1:]] > 0  # marks and padding stand for no text
+        with gs.no_grad():
+            logits = model(gs.from_numpy(np.ascontiguousarray(rows[:, :-1])))
+            targets = gs.from_numpy(np.ascontiguousarray(rows[:, 1:]))
+            nats = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1),
+                                   reduction="none").numpy().reshape(ROWS, T)
+        bits += float(nats[counted].sum(dtype=np.float64)) / math.log(2)
+        size += int(sizes[rows[:, 1:]][counted].sum())
+    return bits / size if size else 0.0
 
 
 def mean_score(scores: Sequence[Score]) -> tuple[float, float]:

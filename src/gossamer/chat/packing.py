@@ -2,8 +2,8 @@
 
 A row begins with the oldest waiting example and is filled best-fit: always the longest that still
 fits. What does not fit waits for the next row; what is longer than a row is split and counted;
-nothing is dropped. Batch k is a function of the seed, k and the waiting examples alone, so saving
-`state()` and loading it resumes the stream exactly.
+nothing is dropped. Batch k is a function of the seed, k, the waiting examples and the place in the
+corpus alone, so saving `state()` and loading it resumes the stream exactly.
 
 Source: best-fit packing, Ding et al. 2024 ("Fewer Truncations Improve Language Modeling").
 """
@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from gossamer.chat.corpus import Corpus
 from gossamer.chat.tokenizer import Rendered
 
 __all__ = ["Batch", "Packer", "Prefetcher", "split_long"]
@@ -64,16 +65,18 @@ class Packer:
 
     Args:
         make: draws one example from a random generator; may be replaced between batches.
-        tokens: id that fills padding.
+        pad: id that fills padding.
         batch_size: rows (B).
         sequence_len: positions of a row (T).
         seed: of the stream.
+        corpus: what `make` reads from besides, if anything: its place belongs to the state.
     """
 
     def __init__(
-        self, make: MakeExample, *, pad: int, batch_size: int, sequence_len: int, seed: int = 0
+        self, make: MakeExample, *, pad: int, batch_size: int, sequence_len: int, seed: int = 0,
+        corpus: Corpus | None = None,
     ) -> None:
-        self.make, self.pad, self.seed = make, pad, seed
+        self.make, self.pad, self.seed, self.corpus = make, pad, seed, corpus
         self.shape = (batch_size, sequence_len)
         self.index = 0  # batches made
         self.split = 0  # examples longer than a row
@@ -82,12 +85,15 @@ class Packer:
     def state(self) -> dict[str, Any]:
         """What `load_state` needs to go on exactly here (plain JSON values)."""
         waiting = [[list(ids), list(mask)] for ids, mask in self._waiting]
-        return {"index": self.index, "split": self.split, "waiting": waiting}
+        state = {"index": self.index, "split": self.split, "waiting": waiting}
+        return state if self.corpus is None else {**state, "corpus": self.corpus.state()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on where `state()` was taken."""
         self.index, self.split = state["index"], state["split"]
         self._waiting = [(list(ids), list(mask)) for ids, mask in state["waiting"]]
+        if self.corpus is not None:
+            self.corpus.load_state(state["corpus"])
 
     def next(self) -> Batch:
         """The next batch.

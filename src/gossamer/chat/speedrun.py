@@ -22,9 +22,10 @@ from rich.table import Table
 
 import gossamer as gs
 from gossamer.chat.checkpoint import find_run, latest, load_model
+from gossamer.chat.corpus import Corpus, find_shards
 from gossamer.chat.curriculum import Curriculum, tokenizer_corpus
 from gossamer.chat.engine import Engine
-from gossamer.chat.evaluate import Score, evaluate, mean_score, question_set
+from gossamer.chat.evaluate import Score, bits_per_byte, evaluate, mean_score, question_set
 from gossamer.chat.interrupt import (
     Interrupted,
     command,
@@ -46,7 +47,8 @@ __all__ = ["SpeedrunOptions", "plan", "speedrun"]
 
 _RESERVE_SHARE = 0.06  # of the minutes for evaluation and report ...
 _RESERVE_SECONDS = (3.0, 30.0)  # ... within these bounds
-_VOCABULARY = 1024
+_VOCABULARY, _LARGER_VOCABULARY = 1024, 2048  # of the tasks' words alone; with text of any kind
+_MEASURED_BYTES = 200_000  # of held-out text, a second of evaluation
 _SAMPLE_TOKENS = 120  # a tale has about 90
 _SAMPLES = (
     "Hi!",
@@ -76,6 +78,7 @@ class SpeedrunOptions:
         lr_scale: factor on every learning rate.
         clip: largest gradient norm, 0 = none.
         depth: layers of the model, its width is 32 times that; 0 = by the minutes.
+        data: a person's own files and folders, to be read besides.
         root: folder of runs.
     """
 
@@ -87,6 +90,7 @@ class SpeedrunOptions:
     lr_scale: float = 1.0
     clip: float = 0.0
     depth: int = 0
+    data: tuple[str, ...] = ()
     root: Path = Path("runs")
 
 
@@ -217,7 +221,9 @@ def _begin(
     started = clock()
     _say(console, f"{folder}: from nothing to a chat model in {options.minutes:g} minutes; making "
                   "the tasks and the tokenizer ...")
-    tokenizer = Tokenizer.train(tokenizer_corpus(TASKS, options.seed), _VOCABULARY)
+    corpus = _corpus(options)
+    tokenizer = Tokenizer.train(tokenizer_corpus(TASKS, options.seed, corpus),
+                                _VOCABULARY if corpus is None else _LARGER_VOCABULARY)
     gs.manual_seed(options.seed)
     model = GPT(plan(options, tokenizer.vocab_size))
     total = options.minutes * 60
@@ -225,7 +231,11 @@ def _begin(
     reserve = min(max(_RESERVE_SHARE * total, low), high)
     seconds = max(1.0, total - reserve - (clock() - started))
     _record(folder, options, seconds)
-    return _trainer(model, tokenizer, options, seconds, folder, console, clock)
+    return _trainer(model, tokenizer, options, seconds, folder, console, clock, corpus)
+
+
+def _corpus(options: SpeedrunOptions) -> Corpus | None:
+    return Corpus(find_shards(options.data), options.seed) if options.data else None
 
 
 def _continue(
@@ -238,7 +248,8 @@ def _continue(
     seconds = _saved(folder)[1]
     _record(folder, options, seconds)
     trainer = _trainer(
-        checkpoint.model, checkpoint.tokenizer, options, seconds, folder, console, clock
+        checkpoint.model, checkpoint.tokenizer, options, seconds, folder, console, clock,
+        _corpus(options),
     )
     trainer.resume(checkpoint)
     return trainer
@@ -264,7 +275,9 @@ def _saved_options(folder: Path, given: SpeedrunOptions) -> SpeedrunOptions:
             "only --lr-scale and --clip may change. Leave it out, or start a new run."
         )
     try:
-        return SpeedrunOptions(**{**_saved(folder)[0], **changed, "root": given.root})
+        saved = _saved(folder)[0]
+        saved["data"] = tuple(saved.get("data", ()))  # a list in JSON
+        return SpeedrunOptions(**{**saved, **changed, "root": given.root})
     except TypeError as error:  # an option that this version does not know
         raise _damaged(folder, error) from None
 
@@ -286,14 +299,14 @@ def _damaged(folder: Path, error: Exception) -> CheckpointError:
 
 def _trainer(
     model: GPT, tokenizer: Tokenizer, options: SpeedrunOptions, seconds: float, folder: Path,
-    console: Console, clock: Callable[[], float],
+    console: Console, clock: Callable[[], float], corpus: Corpus | None,
 ) -> Trainer:
     about = {"minutes": f"{options.minutes:g}", "parameters": f"{model.count_parameters():,}"}
     settings = TrainSettings(
         seconds=seconds, optimizer=options.optimizer, clip=options.clip,
         lr_scale=options.lr_scale, seed=options.seed,
     )
-    curriculum = Curriculum(TASKS, tokenizer, about)
+    curriculum = Curriculum(TASKS, tokenizer, about, corpus)
     return Trainer(model, curriculum, settings, folder, Display(console), clock)
 
 
@@ -340,11 +353,22 @@ def _reply(engine: Engine, tokenizer: Tokenizer, text: str) -> str:
 def _facts(
     trainer: Trainer, options: SpeedrunOptions, phases: _Phases, samples: list[tuple[str, str]]
 ) -> RunFacts:
-    settings = trainer.settings
+    settings, corpus = trainer.settings, trainer.curriculum.corpus
     row = (f"seed {options.seed}, {settings.optimizer}, batch {settings.batch_size} x "
            f"{trainer.model.config.sequence_len}, vocabulary {trainer.tokenizer.vocab_size}")
-    return RunFacts(trainer.folder.name, gs.get_num_threads(), phases.times, samples,
-                    [("settings", row)])
+    rows = [("settings", row)]
+    if corpus is not None:
+        rows.append(("data", _data_line(trainer, corpus)))
+    return RunFacts(trainer.folder.name, gs.get_num_threads(), phases.times, samples, rows)
+
+
+def _data_line(trainer: Trainer, corpus: Corpus) -> str:
+    """What was read of a person's own files, and how well what was not read is foretold."""
+    measured = corpus.measured(_MEASURED_BYTES)
+    bits = bits_per_byte(trainer.model, trainer.tokenizer, measured)
+    return (f"{len(corpus.shards)} files, {corpus.documents:,} documents, {corpus.size / 1e6:.1f} "
+            f"MB, epoch {corpus.epoch + 1}; {bits:.3f} bits per byte on {len(measured)} held-out "
+            "documents")
 
 
 def _print_scores(console: Console, scores: list[Score]) -> None:

@@ -242,6 +242,7 @@ class Trainer:
             self.curriculum.maker("answer"), pad=self.tokenizer.bos,
             batch_size=self.settings.batch_size,
             sequence_len=self.model.config.sequence_len, seed=self.settings.seed,
+            corpus=self.curriculum.corpus,
         )
         if self._packer_state is not None:
             packer.load_state(self._packer_state)

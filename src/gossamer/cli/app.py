@@ -15,8 +15,10 @@ import gossamer
 from gossamer.chat.checkpoint import find_checkpoint, load_model
 from gossamer.chat.engine import Engine, Sampling
 from gossamer.chat.interrupt import Interrupted, unwind_when_told
+from gossamer.chat.look import show_data, show_mask, show_tasks
 from gossamer.chat.speedrun import SpeedrunOptions, speedrun
 from gossamer.chat.terminal import ChatSession, run_chat
+from gossamer.chat.tokenizer import Tokenizer
 from gossamer.core.errors import GossamerError
 from gossamer.server.app import Served
 from gossamer.server.host import Host
@@ -91,12 +93,18 @@ def speedrun_command(
         int, typer.Option(min=0, max=32, metavar="N",
                           help="Layers, each 32 x depth wide; 0: by the minutes.")
     ] = 0,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH", help="A file or folder of your own to read besides (txt, md, "
+                     "jsonl or parquet); may be given several times.")
+    ] = None,
     chat: Annotated[bool, typer.Option(help="Talk to the model at the end.")] = True,
     root: Root = _ROOT,
 ) -> None:
     """From nothing to a chat model: data, tokenizer, training, test and report."""
     options = SpeedrunOptions(
-        minutes, name, seed, questions, optimizer.value, lr_scale, clip, depth, root
+        minutes, name, seed, questions, optimizer.value, lr_scale, clip, depth,
+        tuple(data or ()), root
     )
     speedrun(options, resume=resume, chat=chat)
 
@@ -142,6 +150,46 @@ def serve_command(
     served = Served(name, Host(Engine(checkpoint.model, rows)), checkpoint.tokenizer,
                     Sampling(temperature), int(checkpoint.folder.stat().st_mtime), facts)
     serve(served, listening, Console())
+
+
+@app.command("data")
+def data_command(
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PATH ...]", show_default=False,
+                       help="Files and folders as `speedrun --data` takes them; none: the tasks.")
+    ] = None,
+    documents: Annotated[
+        int, typer.Option(min=0, metavar="N", help="How many documents to show.")
+    ] = 5,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the questions shown.")] = 0,
+) -> None:
+    """See what there is to learn: the made tasks, or your own files, checked and counted."""
+    if paths:
+        show_data(Console(), paths, documents)
+    else:
+        show_tasks(Console(), seed)
+
+
+@app.command("mask")
+def mask_command(
+    path: Annotated[
+        str | None,
+        typer.Argument(metavar="FILE", show_default="a question of each task",
+                       help="A file as `speedrun --data` takes it.")
+    ] = None,
+    run: Annotated[
+        str | None, typer.Option("--run", metavar="RUN", show_default="the newest",
+                                 help="Whose tokenizer.")
+    ] = None,
+    documents: Annotated[
+        int, typer.Option(min=1, metavar="N", help="How many documents of the file.")
+    ] = 10,
+    root: Root = _ROOT,
+) -> None:
+    """See the loss mask: which tokens of a conversation or text the model must produce."""
+    tokenizer = Tokenizer.load(find_checkpoint(root, run) / "tokenizer.json")
+    show_mask(Console(), tokenizer, path, documents)
 
 
 def run() -> None:
