@@ -36,6 +36,7 @@ class Peer:
         settings: environment for a number of threads.
         caches: environment that puts what it compiles into a folder.
         tuned: False for `:default`, which gets no settings.
+        patience: the most seconds it gets for one answer, where less than the plan allows.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Peer:
     settings: Callable[[int], dict[str, str]]
     caches: Callable[[Path], dict[str, str]]
     tuned: bool = True
+    patience: float = 0.0
 
     @property
     def family(self) -> str:
@@ -121,7 +123,7 @@ PEERS: dict[str, Peer] = {
         Peer("jax", "jax", _A + "jaxlike", True, lambda n: {"NPROC": str(n), "PJRT_NPROC": str(n)},
              _jax_caches),
         Peer("tinygrad", "tinygrad", _A + "tinylike", True, lambda n: {"NUM_CPU_THREADS": str(n)},
-             _tinygrad_caches),
+             _tinygrad_caches, patience=30.0),
         # JAX and tinygrad by default do what is set above: one thread a core they may run on.
         Peer("torch:default", "torch", _A + "torchlike", False, *_TORCH, tuned=False),
         Peer("torch-compile:default", "torch", _A + "torchlike", True, *_TORCH, tuned=False),

@@ -1,4 +1,4 @@
-"""The pictures: every peer's time relative to Gossamer's, and cost as work grows."""
+"""The pictures: every peer's time relative to Gossamer's with the bars, and cost as work grows."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
 
+from benchmarks.bars import BARS, clock_of, faster
 from benchmarks.peers import PEERS
 
 __all__ = ["draw"]
@@ -25,17 +26,14 @@ def draw(records: list[Record], folder: Path) -> list[Path]:
     """Write ratios-<threads>.png for each number of threads, and scaling.png if there is any."""
     written = []
     for threads in sorted({r["threads"] for r in records}):
-        rows = [r for r in records if r["threads"] == threads and not _grows(r)]
+        rows = [r for r in records if r["threads"] == threads and not r.get("grows")
+                and r.get("kind") != "roofline"]
         if rows:
             written.append(_ratios(rows, threads, folder / f"ratios-{threads}.png"))
-    grown = [r for r in records if _grows(r)]
+    grown = [r for r in records if r.get("grows")]
     if grown:
         written.append(_scaling(grown, folder / "scaling.png"))
     return written
-
-
-def _grows(record: Record) -> bool:
-    return "flops" in record or "nodes" in record
 
 
 def _median(record: Record, peer: str, clock: str) -> float:
@@ -46,19 +44,21 @@ def _ratios(rows: list[Record], threads: int, path: Path) -> Path:
     figure, axes = plt.subplots(figsize=(8, 1.5 + 0.32 * len(rows)), layout="constrained")
     names = []
     for y, row in enumerate(reversed(rows)):
-        clock = "cpu" if row["busy"] and threads == 1 and "cpu" in row["peers"]["gossamer"] \
-            else "wall"
+        clock = clock_of(row)
         mine = _median(row, "gossamer", clock)
         names.append(row["workload"] + ("*" if row["busy"] else ""))
         for peer in PEERS:
             if peer != "gossamer" and peer in row["peers"]:
                 axes.plot(_median(row, peer, clock) / mine, y, "o", color=_COLOURS[peer],
                           markersize=6 if PEERS[peer].tuned else 4)
+        bar = next((b for b in BARS if b.measure is faster and row["workload"] in b.rows), None)
+        if bar is not None:
+            axes.plot(bar.limit, y, "|", color=_COLOURS["gossamer"], markersize=12)
     axes.axvline(1, color=_COLOURS["gossamer"], linewidth=1)
     axes.set_xscale("log")
     axes.set_yticks(range(len(names)), names)
     axes.set_xlabel(f"time / Gossamer's time, {threads} thread{'s' * (threads > 1)} "
-                    "(right of the line: Gossamer is faster)")
+                    "(right of the line: Gossamer is faster; | what the best peer must reach)")
     shown = [p for p in PEERS if p != "gossamer" and any(p in r["peers"] for r in rows)]
     axes.legend([plt.Line2D([], [], marker="o", linestyle="", color=_COLOURS[p]) for p in shown],
                 shown, fontsize=8)

@@ -1,4 +1,4 @@
-"""What came out: one JSON that grows row by row, a table of it, and two plots.
+"""What came out: one JSON that grows row by row, tables of it, and plots.
 
 A ratio is the best peer's time over Gossamer's, so more than 1 means that Gossamer is faster; rows
 are sorted by it, worst first. With one thread the ratio of CPU times stands beside it: it is what
@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.machine import describe
 from benchmarks.peers import PEERS
 
-__all__ = ["Results", "best", "line", "ratio", "table", "write"]
+__all__ = ["Results", "best", "duration", "line", "markdown", "median", "ratio", "table", "write"]
 
 Record = dict[str, Any]
 
@@ -99,9 +99,17 @@ def _order(record: Record) -> float:
     return math.inf if math.isnan(value) else value
 
 
+def markdown(head: list[str], body: list[list[str]]) -> list[str]:
+    """A table whose columns also line up where it is read as it is."""
+    widths = [max(len(row[i]) for row in [head, *body]) for i in range(len(head))]
+    rows = [head, ["-" * w for w in widths], *body]
+    return [f"| {' | '.join(c.ljust(w) for c, w in zip(row, widths, strict=True))} |"
+            for row in rows]
+
+
 def table(records: Iterable[Record]) -> list[str]:
     """Markdown lines that also read well as they are: one table a number of threads."""
-    records = list(records)
+    records = [r for r in records if r.get("kind") != "roofline"]
     lines: list[str] = []
     for threads in sorted({r["threads"] for r in records}):
         rows = sorted((r for r in records if r["threads"] == threads), key=_order)
@@ -109,12 +117,7 @@ def table(records: Iterable[Record]) -> list[str]:
         head = ["workload", "best peer", "ratio", "CPU ratio", *peers]
         body = [[r["workload"] + ("*" if r["busy"] else ""), best(r)[0] or "-", _number(ratio(r)),
                  _number(ratio(r, "cpu")), *(_cell(r, p) for p in peers)] for r in rows]
-        widths = [max(len(row[i]) for row in [head, *body]) for i in range(len(head))]
-        lines += [f"{threads} thread{'s' * (threads > 1)}, float32", ""]
-        for row in [head, ["-" * w for w in widths], *body]:
-            cells = [c.ljust(w) for c, w in zip(row, widths, strict=True)]
-            lines.append(f"| {' | '.join(cells)} |")
-        lines.append("")
+        lines += [f"{threads} thread{'s' * (threads > 1)}", "", *markdown(head, body), ""]
     return lines + _footnotes(records)
 
 
@@ -154,9 +157,27 @@ def memory(records: Iterable[Record]) -> list[str]:
     return lines
 
 
+def rooflines(records: Iterable[Record]) -> list[str]:
+    """Where the time of the explained steps goes, and the limits they are held against."""
+    lines = []
+    for r in records:
+        a = r["peers"].get("gossamer", {})
+        if "roofline" not in a:
+            continue
+        peak = ", ".join(f"{d} {x / 1e9:.0f} GFLOP/s" for d, x in a["peak"].items())
+        wall = a["wall"]["median"]
+        lines += [f"{r['workload']}, {r['threads']} thread(s): {a['roofline']:.0%} of the "
+                  f"roofline; step {duration(wall)}, kernels {duration(a['kernels'])} "
+                  f"({a['count']}), least {duration(a['least'])}; "
+                  f"{r['flops'] / wall / 1e9:.0f} GFLOP/s of the model's operations. Limits: {peak}, memory {a['memory']['memory'] / 1e9:.1f} GB/s.", "",
+                  *(f"- {text}" for text in a["slow"]), ""]
+    return lines
+
+
 def write(results: Results, folder: Path) -> list[Path]:
     """results.md and the plots beside results.json; the paths written."""
-    from benchmarks import plot  # needs matplotlib, which the worker must not
+    # matplotlib, which plots need, the worker must not; bars read this module.
+    from benchmarks import bars, plot
 
     m = results.machine
     cache = ", ".join(f"{level} {size}" for level, size in m["caches"].items())
@@ -166,8 +187,9 @@ def write(results: Results, folder: Path) -> list[Path]:
              f"({', '.join(m['features'])}), {cache}, {m['memory_gb']} GB, {m['system']}, "
              f"Python {m['python']}; {', '.join(versions)}.", "",
              "Time a call: median of the rounds ± median deviation. Ratio: best peer / Gossamer.",
-             "",
-             *table(results.records), "## First call and memory", "", *memory(results.records), ""]
+             "", "## Bars", "", *bars.table(results.records), "## All rows", "",
+             *table(results.records), "## Roofline", "", *rooflines(results.records),
+             "## First call and memory", "", *memory(results.records), ""]
     path = folder / "results.md"
     path.write_text("\n".join(lines), encoding="utf-8")
     return [path, *plot.draw(results.records, folder)]

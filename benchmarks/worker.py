@@ -90,6 +90,17 @@ class Worker:
             values.append([p for a in self.task.look(result) for p in fingerprint(a)])
         return {"seconds": seconds, "values": values, "peak": peak_mb() - self.base_mb}
 
+    def roofline(self) -> dict[str, Any]:
+        """What the machine's limits allow for the kernels of the work; Gossamer tells."""
+        assert self.task is not None and self.task.explain is not None
+        found = self.task.explain()
+        peaks = found.peaks
+        return {"least": sum(k.least * k.runs for k in found.kernels),
+                "kernels": sum(k.seconds * k.runs for k in found.kernels),
+                "count": len(found.kernels), "peak": peaks.flops, "memory": peaks.bandwidth,
+                "slow": [f"{k.name[:60]}: {k.share:.0%} of the time, {k.roofline:.0%} of its limit"
+                         for k in found.kernels[:5]]}
+
     def round(self, calls: int) -> dict[str, Any]:
         """`calls` calls in one go."""
         assert self.task is not None

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import harness, machine, report
+from benchmarks import apart, bars, harness, machine, report
 from benchmarks.__main__ import main
 from benchmarks.adapters import torchlike
-from benchmarks.peers import PEERS, Peer, environment, find
+from benchmarks.peers import PEERS, Peer, cores, environment, find
 from benchmarks.worker import fingerprint
 from benchmarks.workloads import GROUPS, WORKLOADS, chosen
 
@@ -43,8 +43,8 @@ def test_a_row_is_measured_and_the_losses_agree(mlp: dict) -> None:
 STRANGE = {
     "cheats": ("from benchmarks.adapters import torchlike\n"
                "class Cheat(torchlike.TorchLike):\n"
-               "    def train(self, model, p, inputs, optimizer, lr):\n"
-               "        return super().train(model, p, inputs, optimizer, lr / 2)\n"
+               "    def train(self, model, p, inputs, optimizer, lr, dtype):\n"
+               "        return super().train(model, p, inputs, optimizer, lr / 2, dtype)\n"
                "adapter = Cheat\n", "computes something else: step 20 gives "),
     "raises": ("raise ImportError('a library is missing')", "ImportError: a library is missing"),
     "dies": ("import os, sys; print('out of order', file=sys.stderr, flush=True); os._exit(7)",
@@ -211,9 +211,92 @@ def test_every_workload_is_the_same_work_in_all_peers(name: str) -> None:
     assert [p for p, a in record["peers"].items() if "wall" not in a and "skipped" not in a] == []
 
 
+def test_peers_of_one_thread_build_on_cores_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(apart, "cores", lambda: [0, 1, 2, 3])
+    torch, default = PEERS["torch"], PEERS["torch:default"]
+    assert [apart.binding(torch, 1, lane) for lane in range(4)] == [[3], [2], [1], [0]]
+    assert [apart.binding(torch, 2, lane) for lane in range(2)] == [[2, 3], [0, 1]]
+    assert apart.binding(torch, 4) == apart.binding(default, 1) == []
+
+
+@pytest.mark.skipif(len(cores()) < 2 or not hasattr(os, "sched_setaffinity"),
+                    reason="needs two cores and a say over them")
+def test_all_peers_of_a_row_are_timed_on_the_same_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    built, timed = set(), set()
+    ask = harness.Process.ask
+
+    def asked(process: harness.Process, do: str, **request: object) -> dict:
+        bound = tuple(os.sched_getaffinity(process.process.pid))
+        if do in ("step", "round"):
+            (built if do == "step" else timed).add(bound)
+        return ask(process, do, **request)
+
+    monkeypatch.setattr(harness.Process, "ask", asked)
+    ours = PEERS["gossamer"]
+    peers = [ours, dataclasses.replace(ours, name="tinygrad")]
+    record = harness.run(WORKLOADS["mlp"], peers, 1, TINY)
+    assert all("wall" in a for a in record["peers"].values()), record
+    assert len(built) == 2 and timed == {(cores()[-1],)}
+
+
+def test_a_roofline_is_explained() -> None:
+    record = harness.run(WORKLOADS["roofline-gpt"], find(["gossamer"]), 1, TINY)
+    answers = record["peers"]["gossamer"]
+    assert 0 < answers["roofline"] < 1 and answers["least"] < answers["kernels"]
+    assert answers["count"] > 10 and len(answers["slow"]) == 5
+    text = "\n".join(report.rooflines([record]))
+    assert f"{answers['roofline']:.0%} of the roofline" in text and answers["slow"][0] in text
+
+
+@pytest.mark.skipif(len(cores()) < 2, reason="one busy core of one leaves nothing")
+def test_a_busy_neighbour_comes_and_goes() -> None:
+    record = harness.run(WORKLOADS["busy-mlp"], find(["gossamer"]), len(cores()), TINY)
+    answers = record["peers"]["gossamer"]
+    assert answers["slowdown"] == answers["wall"]["median"] / answers["quiet"]["median"] > 0
+
+
+def test_every_bar_is_about_rows_that_there_are() -> None:
+    assert {name for bar in bars.BARS for name in bar.rows} <= set(WORKLOADS)
+    texts = {bar.text for bar in bars.BARS}
+    assert len(texts) == len(bars.BARS) and {text for text, _ in bars.EXPLAINED} <= texts
+
+
+def test_bars_are_held_against_what_was_measured() -> None:
+    good, bad = _record("mlp", 1.0, 1.06), _record("cnn", 1.0, 1.4)
+    lost = _record("gpt", 1.0, 9.0)
+    lost["size"] = "tiny"  # tiny sizes prove nothing
+    slow, fast = _record("nodes-100", 1.0, 1.0), _record("nodes-1000", 1.0, 1.0)
+    slow.update(nodes=100)
+    slow["peers"]["gossamer"]["first_s"] = 0.1
+    fast.update(nodes=1000)
+    fast["peers"]["gossamer"]["first_s"] = 1.5
+    lines = bars.table([good, bad, lost, slow, fast])
+    row = {name: next(x for x in lines if f"| {name} " in x) for name in
+           ("mlp", "cnn", "gpt", "nodes-100 ...")}
+    assert "1.06 x" in row["mlp"] and "yes" in row["mlp"]
+    assert ">= 1.50 x" in row["cnn"] and "1.40 x" in row["cnn"] and "NO" in row["cnn"]
+    assert "not measured" in row["gpt"]
+    assert "<= 1.30 x" in row["nodes-100 ..."] and "1.50 x" in row["nodes-100 ..."]
+    assert lines[0].startswith("1 bars met, 2 not")
+
+
+def test_a_row_on_a_busy_machine_is_judged_by_processor_time() -> None:
+    record = _record("mlp", 1.0, 2.0)
+    record["peers"]["torch"]["cpu"] = harness.summary([1.02])
+    assert bars.faster([record]).value == 2.0
+    record["busy"] = True
+    assert bars.faster([record]).value == pytest.approx(1.02)
+    record["threads"] = 2
+    assert bars.faster([record]).value == 2.0
+
+
 def test_the_command_measures_and_reports(tmp_path: Path,
                                           capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["mlp", "--tiny", "--rounds", "1", "--threads", "1", "--peers", "gossamer",
                  "--out", str(tmp_path)]) == 0
     assert "results.json" in capsys.readouterr().out
     assert (tmp_path / "results.md").exists()
+    capsys.readouterr()
+    assert main(["--bars", "--out", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert all(bar.text in told for bar in bars.BARS) and "not measured" in told

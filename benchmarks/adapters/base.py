@@ -28,11 +28,13 @@ class Task:
         call: does it once; the work is finished when it returns.
         look: the results of a call as NumPy arrays.
         units: how often one `call` does what the table counts.
+        explain: kernels of the work with their times and limits, where the framework can tell.
     """
 
     call: Callable[[], Any]
     look: Callable[[Any], list[np.ndarray]]
     units: int = 1
+    explain: Callable[[], Any] | None = None
 
 
 class Adapter(Protocol):
@@ -46,8 +48,12 @@ class Adapter(Protocol):
         """A tensor of the framework with these values."""
 
     def train(self, model: Model, p: Arrays, inputs: list[np.ndarray], optimizer: str,
-              lr: float) -> Task:
-        """Steps of "sgd" or "adamw" on the loss that `model` returns."""
+              lr: float, dtype: str = "float32") -> Task:
+        """Steps of "sgd", "adamw" or "muon" on the loss that `model` returns.
+
+        `dtype` is that of the products: under "bfloat16" Gossamer and PyTorch run the model under
+        autocast; the other families' models cast by themselves.
+        """
 
     def forward(self, model: Model, p: Arrays, inputs: list[np.ndarray]) -> Task:
         """Calls of `model` without gradients."""

@@ -54,7 +54,7 @@ class JaxLike:
         return {"sgd": sgd, "adamw": adamw}[name]
 
     def train(self, model: Model, p: Arrays, inputs: list[np.ndarray], optimizer: str,
-              lr: float) -> Task:
+              lr: float, dtype: str = "float32") -> Task:
         tree, jnp = self.lib.tree_util, self.np
         update = self._update(optimizer, lr)
         tensors = [self.tensor(x) for x in inputs]

@@ -42,7 +42,7 @@ class TinyLike:
         return Task(lambda: self.wait(run(*tensors)), self._look)
 
     def train(self, model: Model, p: Arrays, inputs: list[np.ndarray], optimizer: str,
-              lr: float) -> Task:
+              lr: float, dtype: str = "float32") -> Task:
         parameters = {k: self.tensor(v) for k, v in p.items()}
         for tensor in parameters.values():
             tensor.is_param_()

@@ -6,11 +6,13 @@ backward pass); its optimizers are the fused ones, the fastest it has on a CPU.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from typing import Any
 
 import numpy as np
 
+from benchmarks.adapters import torchmuon
 from benchmarks.adapters.base import Arrays, Model, Task
 
 __all__ = ["TorchLike", "adapter"]
@@ -51,12 +53,22 @@ class TorchLike:
     def _look(self, result: Any) -> list[np.ndarray]:
         return [self.numpy(x) for x in (result if isinstance(result, (list, tuple)) else [result])]
 
-    def _optimizer(self, name: str, p: list[Any], lr: float) -> Any:
+    def _optimizer(self, name: str, model: Any, p: list[Any], lr: float, dtype: str) -> Any:
+        if name == "muon":  # the model says who gets which rate
+            groups = model.groups(lr, self.lib.bfloat16 if dtype == "bfloat16" else None)
+            return (self.lib.optim.MuonAdamW(groups) if self.ours
+                    else torchmuon.MuonAdamW(self.lib, groups, self.compile))
         made = {"sgd": self.lib.optim.SGD, "adamw": self.lib.optim.AdamW}[name]
         return made(p, lr=lr) if self.ours else made(p, lr=lr, fused=True)
 
+    def _precision(self, dtype: str) -> Any:
+        """A context for the forward pass."""
+        if dtype == "float32":
+            return contextlib.nullcontext()
+        return self.lib.autocast("cpu", dtype=getattr(self.lib, dtype))
+
     def train(self, model: Model, p: Arrays, inputs: list[np.ndarray], optimizer: str,
-              lr: float) -> Task:
+              lr: float, dtype: str = "float32") -> Task:
         parameters = {k: self.tensor(v).requires_grad_() for k, v in p.items()}
         bind = getattr(model, "bind", None)
         if bind is not None:  # a model that holds modules takes the parameters in
@@ -65,18 +77,20 @@ class TorchLike:
         # Else plain tensors: with `Parameter`s in a dict PyTorch 2.13's Inductor trains the cnn
         # wrongly from step 2 on (loss 2.3038 for 2.3012; backend "aot_eager" is right).
         tensors = [self.tensor(x) for x in inputs]
-        chosen = self._optimizer(optimizer, list(parameters.values()), lr)
+        chosen = self._optimizer(optimizer, model, list(parameters.values()), lr, dtype)
         loss_of = model if self.ours else self.compile(model)
 
         def step(*tensors: Any) -> Any:
-            loss = loss_of(parameters, *tensors)
+            with self._precision(dtype):
+                loss = loss_of(parameters, *tensors)
             chosen.zero_grad(set_to_none=True)
             loss.backward()
             chosen.step()
             return loss
 
         run = self.compile(step) if self.ours else step
-        return Task(lambda: run(*tensors), self._look)
+        explain = (lambda: self.lib.explain(run, *tensors)) if self.ours else None
+        return Task(lambda: run(*tensors), self._look, explain=explain)
 
     def forward(self, model: Model, p: Arrays, inputs: list[np.ndarray]) -> Task:
         parameters = {k: self.tensor(v) for k, v in p.items()}

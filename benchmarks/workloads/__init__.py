@@ -8,8 +8,8 @@ from benchmarks.workloads.base import Workload
 
 __all__ = ["GROUPS", "WORKLOADS", "chosen"]
 
-_MODULES = ("mlp", "cnn", "gpt", "resnet18", "lstm", "embed", "pointwise", "rows", "attention",
-            "small", "scaling")
+_MODULES = ("mlp", "cnn", "gpt", "nanochat", "resnet18", "lstm", "embed", "gemm", "pointwise",
+            "rows", "attention", "small", "derived", "scaling")
 
 _found = {name: importlib.import_module(f"benchmarks.workloads.{name}").WORKLOADS
           for name in _MODULES}

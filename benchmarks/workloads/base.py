@@ -13,7 +13,9 @@ from benchmarks.adapters.base import Adapter, Arrays, Model, Task
 __all__ = ["Kind", "Size", "Workload", "initial"]
 
 Size = Mapping[str, int]
-Kind = str  # "train", "forward", "gradient", "task"; "import", "first": a new process each time
+# "train", "forward", "gradient", "task": rounds of calls; "import", "first", "busy", "roofline":
+# measured as `benchmarks.apart` says.
+Kind = str
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -31,10 +33,16 @@ class Workload:
         tolerance: largest relative difference from Gossamer's result; losses 20 steps later may
             differ ten times as much.
         grows, amount: "flops" or "nodes" and how many a call has, for the plot of `scaling`.
+        counts: what an amount is of, if not of FLOPs ("bytes": read from memory by a call).
+        dtype: of the products; parameters are float32 ("bfloat16" trains under autocast).
         cold: the first call is measured too, so the row never takes kept caches.
         calls: calls of a turn, where it must be the same for all; 0: as many as fill it.
         only: the peers it makes sense for; empty for all.
-        of: for "first", the workload whose first call is measured.
+        skip: reasons why families that have a model are left out, such as minutes of compiling.
+        threads: "each" number of threads, only "one", or only "all" cores.
+        defaults: peers with default settings take part too.
+        steps: training steps in all, where not the plan's.
+        of: for "first", "busy" and "roofline", the workload that is looked at.
     """
 
     name: str
@@ -52,6 +60,12 @@ class Workload:
     cold: bool = False
     calls: int = 0
     only: tuple[str, ...] = ()
+    skip: Mapping[str, str] = field(default_factory=dict)
+    threads: str = "each"
+    defaults: bool = False
+    steps: int = 0
+    counts: str = "flops"
+    dtype: str = "float32"
     of: str = ""
 
     def arrays(self, size: str, seed: int = 0) -> dict[str, np.ndarray]:
@@ -73,7 +87,7 @@ class Workload:
             return task
         model: Model = make(adapter.lib, size)
         if self.kind == "train":
-            return adapter.train(model, p, inputs, self.optimizer, self.lr)
+            return adapter.train(model, p, inputs, self.optimizer, self.lr, self.dtype)
         run = adapter.gradient if self.kind == "gradient" else adapter.forward
         return run(model, p, inputs)
 

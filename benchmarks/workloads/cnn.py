@@ -73,5 +73,5 @@ WORKLOADS = [
     Workload("cnn", "conv 1-32-64 3x3, pool, 9216-128-10, batch 64, SGD", "train",
              {"torch": torch, "jax": jax, "tinygrad": tinygrad}, shapes, inputs,
              {"full": {"channels": 32, "hidden": 128, "side": 28, "batch": 64},
-              "tiny": {"channels": 2, "hidden": 8, "side": 8, "batch": 4}}, lr=0.01),
+              "tiny": {"channels": 2, "hidden": 8, "side": 8, "batch": 4}}, lr=0.01, defaults=True),
 ]

@@ -61,5 +61,5 @@ WORKLOADS = [
     Workload("mlp", "784-512-512-10, batch 128, SGD", "train",
              {"torch": torch, "jax": jax, "tinygrad": tinygrad}, shapes, inputs,
              {"full": {"inputs": 784, "hidden": 512, "batch": 128},
-              "tiny": {"inputs": 20, "hidden": 16, "batch": 8}}, lr=0.05),
+              "tiny": {"inputs": 20, "hidden": 16, "batch": 8}}, lr=0.05, defaults=True),
 ]

@@ -24,11 +24,13 @@ WORKLOADS = [
     *(Workload(f"flops-{label}", f"GPT step of about {label} operations", "train", gpt.MODELS,
                gpt.shapes, gpt.inputs,
                {"full": dict(zip(NAMES, numbers, strict=True)), "tiny": gpt.SIZES["tiny"]},
-               "adamw", 1e-3, grows="flops", amount=gpt.flops, only=("gossamer", "torch"))
+               "adamw", 1e-3, grows="flops", amount=gpt.flops, only=("gossamer", "torch"),
+               threads="all", steps=4)
       for label, numbers in STEPS.items()),
     *(Workload(f"nodes-{length}", f"{length} chained tanh and gradient, first call", "gradient",
                small.CHAIN, inputs=small.four,
                sizes={"full": {"length": length}, "tiny": {"length": 5}}, cold=True,
-               grows="nodes", amount=lambda size: size["length"], only=("gossamer",))
+               grows="nodes", amount=lambda size: size["length"], only=("gossamer",),
+               threads="one")
       for length in LENGTHS),
 ]

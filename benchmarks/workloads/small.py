@@ -104,8 +104,9 @@ WORKLOADS = [
              sizes={"full": {"rows": 1000}, "tiny": {"rows": 300}}),
     Workload("node", "an add of two tensors of 4, not looked at", "task", _all(node),
              inputs=two_fours, sizes={"full": {"repeats": 1000}, "tiny": {"repeats": 10}},
-             only=_NOT_COMPILED),
+             only=_NOT_COMPILED, threads="one"),
     Workload("look", "an add of two tensors of 4 as a NumPy array", "task", _all(look),
-             inputs=two_fours, only=_NOT_COMPILED),
-    Workload("import", "importing the package in a new process", "import", only=_NOT_COMPILED),
+             inputs=two_fours, only=_NOT_COMPILED, threads="one"),
+    Workload("import", "importing the package in a new process", "import", only=_NOT_COMPILED,
+             threads="one"),
 ]
