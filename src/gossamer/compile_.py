@@ -24,9 +24,9 @@ from gossamer.ir.node import STATE, user_line
 from gossamer.modes import MODES
 from gossamer.runtime import watch
 from gossamer.runtime.program import Program
-from gossamer.runtime.threads import get_num_threads
+from gossamer.runtime.threads import known_num_threads
 from gossamer.specialize import Specialization, left_behind
-from gossamer.structure import flatten, key_of
+from gossamer.structure import flatten, signature
 from gossamer.tensor import Tensor
 
 __all__ = ["CompiledFunction", "compile"]
@@ -64,29 +64,29 @@ class CompiledFunction:
         if MODES.tracing is not None:
             return self.function(*args, **kwargs)
         tensors: list[Tensor] = []
-        spec = flatten((args, kwargs), tensors)
-        key = (key_of(spec), tuple([(t._node.shape, t._node.dtype, _learns(t)) for t in tensors]),
-               STATE.grad_enabled, MODES.inference, MODES.device, MODES.autocast,
-               get_default_dtype(), get_num_threads(), get_float32_matmul_precision())
+        key = (signature(args, kwargs, tensors), STATE.grad_enabled, MODES.inference,
+               MODES.device, MODES.autocast, get_default_dtype(), known_num_threads(),
+               get_float32_matmul_precision())
         known = self._traces.setdefault(key, [])
         for found in known:
             if found.holds():
                 break
         else:
-            found = self._traced(known, spec, tensors)
+            found = self._traced(known, args, kwargs)
         if found.inline or found.touches(tensors):
             return self.function(*args, **kwargs)
         return found.run(tensors)
 
-    def _traced(self, known: list[Specialization], spec: Any,
-                tensors: list[Tensor]) -> Specialization:
+    def _traced(self, known: list[Specialization], args: tuple[Any, ...],
+                kwargs: dict[str, Any]) -> Specialization:
         """A new trace, or the one that another thread made while this one waited."""
         looked = len(known)
         with _tracing:
             for found in known[looked:]:
                 if found.holds():
                     return found
-            known.append(self._new(spec, tensors))
+            tensors: list[Tensor] = []
+            known.append(self._new(flatten((args, kwargs), tensors), tensors))
             return known[-1]
 
     def _new(self, spec: Any, tensors: list[Tensor]) -> Specialization:
@@ -121,13 +121,6 @@ class CompiledFunction:
     def programs(self) -> list[Program]:
         """The compiled programs, for `explain` and tests."""
         return [t.program for ts in self._traces.values() for t in ts if not t.inline]
-
-
-def _learns(t: Tensor) -> int:
-    """Whether derivatives reach an argument: 2 a leaf, 1 by its history, 0 not at all."""
-    if t._leaf:
-        return 2
-    return int((t._read() if isinstance(t._base, Tensor) else t._node).grad)
 
 
 def _summary(made: Specialization) -> str:

@@ -10,17 +10,19 @@ model's program.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
-from types import CellType, FunctionType, ModuleType
+from collections.abc import Collection, Iterable, Sequence
+from types import FunctionType, ModuleType
 from typing import Any
 from weakref import ref
 
 from gossamer.ir.node import Node
 from gossamer.realize import realize
 from gossamer.tensor import DETACH, Tensor, leaf_node
-from gossamer.watched import MISSING, content, names_of, same
+from gossamer.unchanged import Entry, content, entries_of
+from gossamer.watched import MODULE_TABLES, names_of
 
-__all__ = ["GradientGuard", "ModuleGuard", "NameGuard", "root_of", "settle_reachable"]
+__all__ = ["GradientGuard", "LeafGuard", "modules_seen", "names_read", "root_of",
+           "settle_reachable", "still"]
 
 _SEARCHED = 10_000  # entries of a container that is searched for tensors
 
@@ -32,75 +34,73 @@ def root_of(t: Tensor) -> Tensor:
     return t
 
 
-class NameGuard:
-    """The values of the global and closure names that a function reads.
+def names_read(functions: Iterable[FunctionType]) -> list[Entry]:
+    """The values of the global and closure names that a function reads, as they are now."""
+    found: list[Entry] = []
+    for f in functions:
+        found += [Entry("cell", c, None, content(c)) for c in f.__closure__ or ()]
+        scope = f.__globals__
+        found += [Entry("item", scope, n, scope[n]) for n in names_of(f) if n in scope]
+    return found
 
-    Names that the function itself rebinds while it is traced are left out: a counter kept so counts
-    traces, not calls, and must not cause them.
+
+def still(entries: Sequence[Entry], live: Collection[tuple[int, Any]] = ()) -> list[Entry]:
+    """Entries that are what they were before the trace, without those that the program reads anew.
+
+    What the function changes while it is traced is left out: a counter kept so counts traces, not
+    calls, and must not cause them. A container whose size is watched counts as a whole.
+
+    Args:
+        live: (id of the table, key) of numbers that the program reads at every run.
     """
-
-    def __init__(self, functions: Iterable[FunctionType]) -> None:
-        cells: dict[int, tuple[CellType, Any]] = {}
-        names: dict[tuple[int, str], tuple[dict[str, Any], str, Any]] = {}
-        for f in functions:
-            cells.update((id(c), (c, content(c))) for c in f.__closure__ or ())
-            scope = f.__globals__
-            names.update(((id(scope), n), (scope, n, scope[n]))
-                         for n in names_of(f) if n in scope)
-        self.cells = list(cells.values())
-        self.names = list(names.values())
-
-    def forget_changes(self) -> None:
-        """Leave out what is not what it was."""
-        self.cells = [(c, v) for c, v in self.cells if same(content(c), v)]
-        self.names = [(d, n, v) for d, n, v in self.names if same(d.get(n, MISSING), v)]
-
-    def holds(self) -> bool:
-        for names, name, value in self.names:
-            now = names.get(name, MISSING)
-            if now is not value and not same(now, value):
-                return False
-        for cell, value in self.cells:
-            now = content(cell)
-            if now is not value and not same(now, value):
-                return False
-        return True
+    whole = {id(e.container) for e in entries if e.kind == "size"}
+    changed = [e for e in entries if not e.held()]
+    lost = {id(e.container) for e in changed} & whole
+    gone = {(id(e.container), e.key) for e in changed} | set(live)
+    return [e for e in entries
+            if id(e.container) not in lost and (id(e.container), e.key) not in gone]
 
 
-class ModuleGuard:
-    """Modules that were called: their mode, and the tensors and modules that they hold.
+def modules_seen(called: Sequence[tuple[Any, bool]], reached: Iterable[Any],
+                 used: set[int]) -> list[Entry]:
+    """The mode of modules, and the tensors and modules that they hold.
 
     Args:
         called: (module, training) of each module called.
         reached: further modules, of which only what the program uses counts.
         used: ids of the tensors that the program reads or writes.
     """
+    found: list[Entry] = []
+    for module, training in called:
+        own = module.__dict__
+        found.append(Entry("item", own, "training", training) if "training" in own
+                     else Entry("attribute", module, "training", training))
+    own_ids = {id(m) for m, _ in called}
+    for module in [*(m for m, _ in called), *(m for m in reached if id(m) not in own_ids)]:
+        for table in (module.__dict__.get(t) for t in MODULE_TABLES):
+            if table is None:
+                continue
+            if id(module) in own_ids:
+                found += entries_of(table)
+            else:
+                found += [Entry("item", table, k, v) for k, v in table.items() if id(v) in used]
+    return found
 
-    def __init__(self, called: Sequence[tuple[Any, bool]], reached: Iterable[Any],
-                 used: set[int]) -> None:
-        self.called = list(called)
-        self.entries: list[tuple[dict[str, Any], str, Any]] = []
-        self.sizes: list[tuple[dict[str, Any], int]] = []
-        own = {id(m) for m, _ in called}
-        for module in [*(m for m, _ in called), *(m for m in reached if id(m) not in own)]:
-            tables = [module.__dict__.get(t) for t in ("_parameters", "_buffers", "_modules")]
-            for table in (t for t in tables if t):
-                if id(module) in own:
-                    self.sizes.append((table, len(table)))
-                self.entries += [(table, k, v) for k, v in table.items()
-                                 if id(module) in own or id(v) in used]
-        self.leaves = [(v, v._leaf) for _, _, v in self.entries if isinstance(v, Tensor)]
+
+class LeafGuard:
+    """Tensors that modules hold, and whether they learn.
+
+    Args:
+        entries: of modules.
+        known: ids of tensors that are looked at anyway.
+    """
+
+    def __init__(self, entries: Iterable[Entry], known: set[int]) -> None:
+        tensors = {id(e.value): e.value for e in entries
+                   if isinstance(e.value, Tensor) and id(e.value) not in known}
+        self.leaves = [(t, t._leaf) for t in tensors.values()]
 
     def holds(self) -> bool:
-        for module, training in self.called:
-            if module.training is not training:
-                return False
-        for table, size in self.sizes:
-            if len(table) != size:
-                return False
-        for table, name, value in self.entries:
-            if table.get(name) is not value:
-                return False
         for t, leaf in self.leaves:  # noqa: SIM110
             if t._leaf is not leaf:
                 return False

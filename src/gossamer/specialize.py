@@ -8,26 +8,36 @@ call, and hands the results out; a state that nobody else looks at is written ov
 from __future__ import annotations
 
 import gc
-import sys
 from collections.abc import Callable, Sequence
+from sys import getrefcount
 from typing import Any
 from weakref import ref
 
 from gossamer.core.dtype import DType
 from gossamer.core.errors import TraceError
-from gossamer.guards import GradientGuard, ModuleGuard, NameGuard, root_of, settle_reachable
-from gossamer.ir.node import STATE, Node, toposort, user_line
+from gossamer.guards import (
+    GradientGuard,
+    LeafGuard,
+    modules_seen,
+    names_read,
+    root_of,
+    settle_reachable,
+    still,
+)
+from gossamer.ir.node import STATE, Node, Where, toposort, user_line
 from gossamer.ir.op import BUFFER, INPUT
 from gossamer.modes import MODES, no_grad
 from gossamer.realize import realize
+from gossamer.runtime.buffer import Buffer
 from gossamer.runtime.data import Data
 from gossamer.runtime.engine import Canonical
 from gossamer.runtime.plans import specialized_plan
 from gossamer.runtime.program import Program
-from gossamer.structure import flatten, unflatten
-from gossamer.tensor import Shared, Tensor, leaf_node, view, wrap
+from gossamer.structure import builder, flatten, unflatten
+from gossamer.tensor import LEAF, Shared, Tensor, leaf_node, view, wrap
 from gossamer.tracing import RunPlainly, Trace
-from gossamer.watched import ValueGuard, captured_by, functions_behind, read_by
+from gossamer.unchanged import Unchanged
+from gossamer.watched import captured_by, functions_behind, read_by, values_of
 
 __all__ = ["Specialization"]
 
@@ -46,13 +56,19 @@ class _Scalar:
 
 
 class _State:
-    """A tensor found in a closure: where its value goes in and comes out."""
+    """A tensor found in a closure: where its value goes in and comes out.
+
+    Attributes:
+        place: number of the program's input.
+        root: number of the root that replaces it, -1 if it is not written.
+    """
+
+    __slots__ = ("dtype", "leaf", "place", "root", "shape", "tensor")
 
     def __init__(self, tensor: Tensor, node: Node) -> None:
         self.tensor = tensor
         self.shape, self.dtype, self.leaf = node.shape, node.dtype, tensor._leaf
-        self.root = -1  # number of the root that replaces it, if written
-        self.shareable = False  # whether the program may write the new value over the old one
+        self.place = self.root = -1
 
 
 class _Alias:
@@ -170,37 +186,40 @@ class Specialization:
     """
 
     def __init__(self, function: Callable[..., Any], spec: Any, tensors: Sequence[Tensor]) -> None:
+        self.state: list[_State] = []
         self.held = spec  # objects count by identity: they must not die and be replaced
         self.inline = False
-        self.state: list[_State] = []
         functions = functions_behind(function)
         captured = [getattr(function, "__self__", None), function,
                     *(x for f in functions for x in captured_by(f))]
-        names = NameGuard(functions)
+        names = names_read(functions)
         modules = settle_reachable(captured, tensors)
-        values = ValueGuard(functions_behind(function, modules), captured, modules)
+        values = values_of(functions_behind(function, modules), captured, modules)
         traced = _Traced(function, spec, tensors)
         pending = traced.pending()
         if pending:  # state that the search did not find; now it has values
             realize(pending)
             traced = _Traced(function, spec, tensors)
-        names.forget_changes()
-        values.forget({x for get in traced.trace.scalars.values() for x in read_by(get)})
+        live = {x for get in traced.trace.scalars.values() for x in read_by(get)}
+        watched = [*still(names), *still(values, live)]
         self.born = traced.trace.born
         self.changed = {id(t) for t, _, _ in traced.written}
         self.inline = traced.eager
-        used: set[int] = set()
+        known: set[int] = set()
         if not self.inline:
             self._plan(traced)
-            used = {id(s.tensor) for s in self.state} | self.changed
-        self.guards: list[NameGuard | ValueGuard | ModuleGuard | GradientGuard] = [
-            names, values, ModuleGuard(list(traced.trace.modules.values()), modules, used),
+            known = {id(s.tensor) for s in self.state}
+        used = known | self.changed
+        seen = modules_seen(list(traced.trace.modules.values()), modules, used)
+        self.unchanged = Unchanged([*watched, *seen])
+        self.guards: list[LeafGuard | GradientGuard] = [
+            LeafGuard(seen, known),
             GradientGuard([(t, g) for t, g in traced.trace.old_grads.values()
                            if not traced.trace.made(t)], used)]
 
     def _plan(self, traced: _Traced) -> None:
         """Decide what is a result of the program, and compile it."""
-        self.out_spec = traced.out_spec
+        self.build = builder(traced.out_spec)
         self.results: list[_Alias | int] = []
         roots: list[Node] = []
         for t, node in zip(traced.outs, traced.nodes, strict=True):
@@ -209,24 +228,49 @@ class Specialization:
             if alias is None:
                 roots.append(node)
         first = len(roots)
-        self.grads = [(t, g is not None) for t, g in traced.grads]
-        self.first_grad = first
-        first += len(traced.grad_nodes)
+        self.grads: list[tuple[Tensor, int]] = []  # with its root; -1 for no gradient
+        for t, g in traced.grads:
+            self.grads.append((t, -1 if g is None else first))
+            first += g is not None
         self.writes = [(t, first + i) for i, (t, _, _) in enumerate(traced.written)]
         roots += [*traced.grad_nodes, *(new for _, _, new in traced.written)]
+        self.wheres = [r.where for r in roots]
         graph = Canonical(roots)
         self.nodes = len(graph.order)
-        self.sources = [self._source(node, traced.trace) for node in graph.leaves]
-        self.state = [s for s in self.sources if isinstance(s, _State)]
-        numbers = {id(root_of(s.tensor)): i for i, s in enumerate(self.sources)
-                   if isinstance(s, _State)}
+        self._sort_sources([self._source(node, traced.trace) for node in graph.leaves])
+        numbers = {id(root_of(s.tensor)): s.place for s in self.state}
         donate = [(root, numbers[id(t)]) for t, root in self.writes if id(t) in numbers]
         compiled = specialized_plan(graph, donate)
         self.program = Program(compiled, [(r.shape, r.dtype) for r in roots])
+        places = {s.place: s for s in self.state}
+        self.shareable: list[_State] = []  # whose new value may be written over the old one
         for root, number in donate:
-            state = self.sources[number]
+            state = places[number]
             state.root = root
+<<<<<<< /tmp/compiled/wt/src/gossamer/specialize.py
+            if (root, number) in compiled.shared and state.tensor._base is None:
+                self.shareable.append(state)
+
+    def _sort_sources(self, sources: list[Any]) -> None:
+        """Where each input comes from, by kind; `constants` holds what is the same at each run."""
+        self.constants: list[Any] = []
+        self.arguments: list[tuple[int, int]] = []  # (input, number of the argument)
+        self.scalars: list[_Scalar] = []
+        for place, source in enumerate(sources):
+            data = source
+            if isinstance(source, _State):
+                source.place, data = place, None
+                self.state.append(source)
+            elif isinstance(source, int):
+                self.arguments.append((place, source))
+                data = None
+            elif isinstance(source, _Scalar):
+                self.scalars.append(source)
+                data = source.data
+            self.constants.append(data)
+=======
             state.shareable = (root, number) in compiled.shared
+>>>>>>> src/gossamer/specialize.py
 
     def _alias(self, traced: _Traced, t: Tensor) -> _Alias | None:
         number = traced.argument(t)
@@ -260,27 +304,28 @@ class Specialization:
         return node.value
 
     def inputs(self, tensors: Sequence[Tensor]) -> list[Data]:
-        """The data that a run would read, for `explain`; nothing is changed."""
-        found: list[Data] = []
-        for source in self.sources:
-            if isinstance(source, _State):
-                source = source.tensor._value()
-            elif isinstance(source, int):
-                source = tensors[source]._value()
-            elif isinstance(source, _Scalar):
-                source = source.refresh()
-            found.append(source)
+        """The data that a run would read; only runtime scalars are written."""
+        found = self.constants.copy()
+        for place, number in self.arguments:
+            found[place] = tensors[number]._value()
+        for scalar in self.scalars:
+            scalar.refresh()
+        for state in self.state:
+            found[state.place] = state.tensor._value()
         return found
 
     # calling ----------------------------------------------------------------------------------
     def holds(self) -> bool:
         """Whether what the trace took for granted is still so."""
+        if not self.unchanged.holds():
+            return False
         for guard in self.guards:
             if not guard.holds():
                 return False
         for s in self.state:
-            node = s.tensor._node
-            if node.shape != s.shape or node.dtype is not s.dtype or s.tensor._leaf is not s.leaf:
+            t = s.tensor
+            node = t._node
+            if node.dtype is not s.dtype or t._leaf is not s.leaf or node.shape != s.shape:
                 return False
         return True
 
@@ -294,6 +339,13 @@ class Specialization:
 
     def run(self, tensors: Sequence[Tensor]) -> Any:
         """Read the inputs, call the program, hand out what it made."""
+<<<<<<< /tmp/compiled/wt/src/gossamer/specialize.py
+        inputs = self.inputs(tensors)
+        reuse: dict[int, Buffer] = {}
+        for state in self.shareable:
+            if _exclusive(state.tensor._node, inputs, state.place):
+                reuse[state.root] = inputs[state.place].buffer
+=======
         inputs: list[Data] = []
         reuse: dict[int, Any] = {}
         kept: set[int] = set()
@@ -315,42 +367,53 @@ class Specialization:
                 data = source
             inputs.append(data)
         del data
+>>>>>>> src/gossamer/specialize.py
         values = self.program.run(inputs, (), reuse)
+        wheres = self.wheres
         for t, root in self.writes:
-            if id(t) in kept:
+            if root in reuse:
                 t._version += 1
             else:
-                _assign(t, values[root])
-        number = self.first_grad
-        for t, present in self.grads:
-            t._grad = wrap(_node(values[number])) if present else None
-            number += present
-        return unflatten(self.out_spec, [
-            wrap(_node(values[r])) if r.__class__ is int else r.get(tensors)  # type: ignore[union-attr]
-            for r in self.results])
+                _assign(t, values[root], wheres[root])
+        for t, root in self.grads:
+            t._grad = wrap(_node(values[root], wheres[root])) if root >= 0 else None
+        return self.build([
+            wrap(_node(values[r], wheres[r])) if r.__class__ is int
+            else r.get(tensors) for r in self.results])  # type: ignore[union-attr]
 
 
-def _exclusive(node: Node, data: Data) -> bool:
+def _exclusive(node: Node, inputs: list[Data], place: int) -> bool:
     """Whether only the tensor itself holds its value, so that it may be overwritten."""
-    return (sys.getrefcount(node) <= _NODE_REFERENCES
-            and sys.getrefcount(data) <= _DATA_REFERENCES
-            and sys.getrefcount(data.buffer) <= _BUFFER_REFERENCES)
+    data = inputs[place]
+    return (getrefcount(node) <= _NODE_REFERENCES and node.value is data
+            and getrefcount(data) <= _DATA_REFERENCES
+            and getrefcount(data.buffer) <= _BUFFER_REFERENCES)
 
 
-# What getrefcount gives inside `_exclusive` when nobody else looks: the tensor's slot, the local in
-# `run`, our parameter and getrefcount's own; for the buffer its Data and getrefcount's own.
-_NODE_REFERENCES, _DATA_REFERENCES, _BUFFER_REFERENCES = 4, 4, 2
+# What getrefcount gives inside `_exclusive` when nobody else looks: the tensor's slot, our
+# parameter and getrefcount's own; the node's, the list's, the local and getrefcount's own; for the
+# buffer its Data and getrefcount's own.
+_NODE_REFERENCES, _DATA_REFERENCES, _BUFFER_REFERENCES = 3, 4, 2
 
 
-def _node(value: Data) -> Node:
-    node = BUFFER(shape=value.shape, dtype=value.dtype)
+def _node(value: Data, where: Where) -> Node:
+    """A node that holds a value; with a line at hand nobody looks for the user's."""
+    shape, dtype = value.shape, value.dtype
+    node = Node(BUFFER, (), {"shape": shape, "dtype": dtype}, shape, dtype, False, where)
     node.value = value
     return node
 
 
-def _assign(t: Tensor, value: Data) -> None:
+def _assign(t: Tensor, value: Data, where: Where) -> None:
     """Give a root tensor a new value."""
-    node = _node(value)
+    node = t._node
+    if t._base is None and getrefcount(node) <= _NODE_REFERENCES and not node.inputs \
+            and (node.op is BUFFER or node.op is LEAF) and node.dtype is value.dtype \
+            and node.shape == value.shape and node.value is not None:
+        node.value = value  # nobody else sees this node: the same as a new one
+        t._version += 1
+        return
+    node = _node(value, where)
     if t._base.__class__ is Shared:
         with no_grad():
             t._write(node)

@@ -10,33 +10,21 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection, Iterable, Iterator
-from types import CellType, CodeType, FunctionType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from gossamer.tensor import Tensor
+from gossamer.unchanged import PLAIN, Entry, content, entries_of
 
-__all__ = ["MISSING", "ValueGuard", "captured_by", "content", "functions_behind", "names_of",
-           "read_by", "same"]
+__all__ = ["MODULE_TABLES", "captured_by", "functions_behind", "names_of", "read_by",
+           "values_of"]
 
-PLAIN = (bool, int, float, str, bytes, type(None))
-MISSING = object()
 _DEEP = 3  # steps from a name: self.config.model.width
 _WIDE = 64  # entries of a dict or a list that are compared
 _FUNCTIONS = 256  # that are followed
-_TABLES = ("_parameters", "_buffers", "_modules")  # guards.ModuleGuard knows them
+MODULE_TABLES = ("_parameters", "_buffers", "_modules")  # guards.modules_seen knows them
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _RATES = ("lr", "initial_lr")  # a schedule changes them at every step, used or not
-
-
-def same(a: Any, b: Any) -> bool:
-    """The same object, or equal plain values of one type."""
-    if a is b:
-        return True
-    if type(a) is not type(b):
-        return False
-    if isinstance(b, tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return isinstance(b, PLAIN) and a == b
 
 
 def codes_of(code: CodeType) -> Iterator[CodeType]:
@@ -50,14 +38,6 @@ def codes_of(code: CodeType) -> Iterator[CodeType]:
 def names_of(function: FunctionType) -> set[str]:
     """Global names and attributes that a function mentions."""
     return {n for code in codes_of(function.__code__) for n in code.co_names}
-
-
-def content(cell: CellType) -> Any:
-    """What a closure's cell holds."""
-    try:
-        return cell.cell_contents
-    except ValueError:  # not filled yet
-        return MISSING
 
 
 def captured_by(function: FunctionType) -> list[Any]:
@@ -136,94 +116,74 @@ def _attributes(kind: Any) -> frozenset[str]:
     return frozenset(names)
 
 
-class ValueGuard:
-    """What a function may read, as it was before the trace.
+def values_of(functions: Iterable[FunctionType], captured: Iterable[Any],
+              modules: Iterable[Any]) -> list[Entry]:
+    """What a function may read, as it is now.
 
     Args:
         functions: what a call may run.
         captured: what its names stand for, and its `self`.
         modules: modules in reach.
     """
+    found = _Values({n for f in functions for n in names_of(f)})
+    for module in modules:
+        found.module(module)
+    for x in captured:
+        found.visit(x, _DEEP)
+    return found.entries
 
-    def __init__(self, functions: Iterable[FunctionType], captured: Iterable[Any],
-                 modules: Iterable[Any]) -> None:
-        self.tables: list[tuple[dict[str, Any], str, Any]] = []
-        self.lists: list[tuple[list[Any], tuple[Any, ...]]] = []
+
+class _Values:
+    """Collects entries of the objects that it is led to, as far as `names` mention them."""
+
+    def __init__(self, names: set[str]) -> None:
+        self.entries: list[Entry] = []
         self._seen: set[int] = set()
-        self.names = {n for f in functions for n in names_of(f)}
-        for module in modules:
-            self._module(module)
-        for x in captured:
-            self._visit(x, _DEEP)
+        self.names = names
 
-    def _module(self, module: Any) -> None:
+    def module(self, module: Any) -> None:
         kind: Any = type(module)
         own, names = module.__dict__, self.names | _attributes(kind)
-        self._entries(own, (k for k in own if k in names and k not in _TABLES), _DEEP)
+        self._items(own, (k for k in own if k in names and k not in MODULE_TABLES), _DEEP)
         for table in _HOOKS:
             hooks = own.get(table)
             if hooks is not None:
-                self.lists.append((hooks, tuple(hooks)))
+                self.entries += entries_of(hooks)
 
-    def _entries(self, table: dict[str, Any], keys: Iterable[str], depth: int) -> None:
+    def _items(self, table: dict[str, Any], keys: Iterable[str], depth: int) -> None:
         if id(table) in self._seen:
             return
         self._seen.add(id(table))
         for key in list(keys):
             value = table[key]
-            self.tables.append((table, key, value))
+            self.entries.append(Entry("item", table, key, value))
             if depth:
-                self._visit(value, depth - 1)
+                self.visit(value, depth - 1)
 
-    def _visit(self, x: Any, depth: int) -> None:
+    def visit(self, x: Any, depth: int) -> None:
         """Take down what `x` holds."""
         if isinstance(x, (*PLAIN, Tensor, type, FunctionType, ModuleType)):
             return
         if isinstance(x, dict):
             if len(x) <= _WIDE:
-                self._entries(x, x, depth)
+                self._items(x, x, depth)
         elif isinstance(x, (list, tuple)):
             if len(x) <= _WIDE:
                 if isinstance(x, list) and id(x) not in self._seen:
                     self._seen.add(id(x))
-                    self.lists.append((x, tuple(x)))
+                    self.entries += entries_of(x)
                 for y in x if depth else ():
-                    self._visit(y, depth - 1)
+                    self.visit(y, depth - 1)
         elif hasattr(x, "param_groups"):
             self._optimizer(x)
         elif callable(getattr(x, "parameters", None)) and hasattr(x, "_modules"):
             return  # a module: among `modules` if it can be called
         elif hasattr(x, "__dict__"):
             own = x.__dict__
-            self._entries(own, (k for k in own if k in self.names), depth)
+            self._items(own, (k for k in own if k in self.names), depth)
 
     def _optimizer(self, optimizer: Any) -> None:
-        self.lists.append((optimizer.param_groups, tuple(optimizer.param_groups)))
+        self.entries += entries_of(optimizer.param_groups)
         for group in optimizer.param_groups:
-            self._entries(group, (k for k in group if k not in _RATES and k[0] != "_"), 0)
-            self.lists.append((group["params"], tuple(group["params"])))
-
-    def forget(self, live: Collection[tuple[int, str]]) -> None:
-        """Leave out what is not what it was, and numbers that the program reads at every run.
-
-        Args:
-            live: (id of the table, key) of those numbers.
-        """
-        self.tables = [(t, k, v) for t, k, v in self.tables
-                       if same(t.get(k, MISSING), v) and (id(t), k) not in live]
-        self.lists = [(x, was) for x, was in self.lists if _equal(x, was)]
-
-    def holds(self) -> bool:
-        for table, key, value in self.tables:
-            now = table.get(key, MISSING)
-            if now is not value and not same(now, value):
-                return False
-        for now, was in self.lists:  # most are hooks that nobody registered
-            if len(now) != len(was) or was and not _equal(now, was):
-                return False
-        return True
-
-
-def _equal(now: Iterable[Any], was: tuple[Any, ...]) -> bool:
-    """Whether a list (or the keys of a dict) holds the very same things."""
-    return len(now) == len(was) and all(map(same, now, was))  # type: ignore[arg-type]
+            self._items(group, (k for k in group if k not in _RATES and k[0] != "_"), 0)
+            self.entries += entries_of(group["params"])

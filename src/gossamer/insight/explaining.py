@@ -21,7 +21,7 @@ from gossamer.realize import realize
 from gossamer.runtime import watch
 from gossamer.runtime.engine import Canonical
 from gossamer.specialize import Specialization
-from gossamer.structure import flatten, key_of
+from gossamer.structure import flatten, signature
 from gossamer.tensor import Tensor
 
 __all__ = ["explain"]
@@ -76,7 +76,7 @@ def explain(thing: Any, *args: Any, **kwargs: Any) -> Explanation:
     origin = recorder.origin(trace.program.compiled)
     view = ProgramView(name, origin)
     view.measure(trace.inputs(tensors))
-    return Explanation(name, [view], _retraces(compiled, spec, tensors) if compiled else ())
+    return Explanation(name, [view], _retraces(compiled, args, kwargs) if compiled else ())
 
 
 def _callable(thing: Any) -> tuple[Callable[..., Any], CompiledFunction | None]:
@@ -119,11 +119,10 @@ def _explain_run(name: str, function: Callable[..., Any], args: Sequence[Any],
     return Explanation(name, views, [told, *recorder.problems()])
 
 
-def _retraces(compiled: CompiledFunction, spec: Any, tensors: Sequence[Tensor]) -> list[str]:
+def _retraces(compiled: CompiledFunction, args: Sequence[Any], kwargs: dict[str, Any]) -> list[str]:
     """Whether calls with one signature were traced again and again."""
-    signature = (key_of(spec), tuple((t._node.shape, t._node.dtype) for t in tensors))
-    again = [len(ts) for key, ts in compiled._traces.items()
-             if (key[0], tuple(k[:2] for k in key[1])) == signature]
+    wanted = signature(args, kwargs, [])
+    again = [len(ts) for key, ts in compiled._traces.items() if key[0] == wanted]
     if sum(again) > 2:
         return [f"{compiled.name} was traced {sum(again)} times for one signature: something that "
                 "it finds in closures or modules changes at each call; each trace costs seconds. "

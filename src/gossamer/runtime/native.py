@@ -20,8 +20,8 @@ from collections.abc import Callable
 from gossamer.compile.builder import FunctionBuilder
 from gossamer.compile.calls import KernelSource
 
-__all__ = ["AT", "BLOCK_BYTES", "ENTRIES", "HEADER", "HEADER_WORDS", "PATCH_WORDS",
-           "RECORD_WORDS", "clock", "native_source"]
+__all__ = ["AT", "BLOCK_BYTES", "CHECKS", "CHECK_WORDS", "ENTRIES", "HEADER", "HEADER_WORDS",
+           "PATCH_WORDS", "RECORD_WORDS", "clock", "native_source"]
 
 # Byte offsets in a pool's block. Words that different threads write lie 128 bytes apart: x86
 # prefetches lines in pairs, and Apple's lines are 128 bytes long. The upper half of `ticket` is
@@ -33,14 +33,18 @@ _REGION = 1 << 32  # one region further, in a ticket
 _MOST_CHUNKS = 1 << 31
 
 # A program in memory, in 8-byte words: this header, then `count` records (kernel, args, n, grain).
-# Before the records run, `patch_count` patches (word, value, offset) are applied, once:
+# Before the records run, `patch_count` patches (word, value, offset) are applied:
 # words[word] = values[value] + offset. `profile` is null, or room for two times per record.
 HEADER = {"count": 0, "pool": 1, "profile": 2, "patch_count": 3, "patches": 4, "values": 5,
           "words": 6}
 HEADER_WORDS, RECORD_WORDS, PATCH_WORDS = 8, 4, 3
 
 # Functions whose addresses the module's one exported function writes into a table, in this order.
-ENTRIES = ("worker", "stop", "parallel", "run", "call", "pauses")
+ENTRIES = ("worker", "stop", "parallel", "run", "call", "pauses", "check")
+
+# What `check` compares: the kinds of its entries, and how many words each takes.
+CHECKS = {"item": 0, "element": 1, "cell": 2, "size": 3}
+CHECK_WORDS = 4
 
 _YIELD_AFTER = 500  # pauses that a caller waits for a worker's chunk before it yields its core
 _FUTEX_WAIT, _FUTEX_WAKE = 128, 129  # with FUTEX_PRIVATE_FLAG; linux/futex.h
@@ -276,7 +280,7 @@ def _parallel(w: _Writer) -> str:
 
 # programs ---------------------------------------------------------------------------------------
 def _patch(w: _Writer) -> str:
-    """patch(program): write the values that changed into argument blocks and records."""
+    """patch(program): write this run's values into argument blocks and records."""
     count = w.word("%program", HEADER["patch_count"])
     patches = w.word("%program", HEADER["patches"], "ptr")
     values = w.word("%program", HEADER["values"], "ptr")
@@ -286,7 +290,6 @@ def _patch(w: _Writer) -> str:
         value = w.load("i64", w.gep(values, w.word(patch, 1), "i64"), 8)
         total = w.value(f"add i64 {value}, {w.word(patch, 2)}")
         w.store("i64", total, w.gep(words, w.word(patch, 0), "i64"), 8)
-    w.store("i64", "0", w.gep("%program", str(HEADER["patch_count"]), "i64"), 8)
     return "ret void"
 
 
@@ -302,9 +305,7 @@ def clock(w: FunctionBuilder) -> str:
 
 def _run(w: _Writer) -> str:
     """run(program): apply the patches, then every record, in order."""
-    changed = w.compare("ne", w.word("%program", HEADER["patch_count"]), "0")
-    with w.when(changed):
-        w.line("call void @patch(ptr %program)")
+    w.line("call void @patch(ptr %program)")
     count = w.word("%program", HEADER["count"])
     pool = w.word("%program", HEADER["pool"], "ptr")
     profile = w.word("%program", HEADER["profile"], "ptr")
@@ -343,6 +344,57 @@ def _call(w: _Writer) -> str:
     return "ret ptr %address"
 
 
+def _held(w: _Writer) -> str:
+    """held(entry) -> i64: address of the object that an entry's container holds now, or its size.
+
+    References are borrowed. A missing element sets IndexError; `check` clears it.
+    """
+    container = w.word("%place", 1, "ptr")
+    w.line("switch i64 " + w.word("%place", 0) + ", label %size [ " + " ".join(
+        f"i64 {CHECKS[name]}, label %{name}" for name in ("item", "element", "cell")) + " ]")
+    for name, function, key in (("item", "PyDict_GetItemWithError", "ptr"),
+                                ("element", "PyList_GetItem", "i64"), ("cell", "PyCell_Get", "")):
+        w.label(f"%{name}")
+        found = w.intrinsic(function, "ptr", [
+            ("ptr", container), *([(key, w.word("%place", 2, key))] if key else [])])
+        if name == "cell":  # a new reference; the cell keeps the object
+            w.intrinsic("Py_DecRef", "void", [("ptr", found)])
+        w.line(f"ret i64 {w.value(f'ptrtoint ptr {found} to i64')}")
+    w.label("%size")
+    return f"ret i64 {w.intrinsic('PyObject_Size', 'i64', [('ptr', container)])}"
+
+
+def _check(w: _Writer) -> str:
+    """check(self, address) -> int: number of the first entry of a table that does not hold what it
+    held, or how many entries there are; a CPython function.
+
+    The table, in words: its length, then (kind, container, key, value) for each entry; CHECKS names
+    the kinds. Values are compared by identity. Whoever made the table keeps its objects alive.
+    """
+    table = w.intrinsic("PyLong_AsVoidPtr", "ptr", [("ptr", "%address")])
+    w.branch_if(w.value(f"icmp eq ptr {table}, null"), "%failed", "%begin")
+    w.label("%failed")
+    w.line("ret ptr null")
+    w.label("%begin")
+    count = w.word(table, 0)
+    w.branch("%next")
+    w.label("%next")
+    w.line("%i = phi i64 [ 0, %begin ], [ %i1, %same ]")
+    w.branch_if(w.compare("slt", "%i", count), "%look", "%done")
+    w.label("%look")
+    entry = w.gep(table, w.add(w.mul("%i", str(CHECK_WORDS)), "1"), "i64")
+    now = w.value(f"call i64 @held(ptr {entry})")
+    w.branch_if(w.compare("eq", now, w.word(entry, 3)), "%same", "%changed")
+    w.label("%same")
+    w.line("%i1 = add i64 %i, 1")
+    w.branch("%next")
+    w.label("%changed")
+    w.intrinsic("PyErr_Clear", "void", [])
+    w.branch("%done")
+    w.label("%done")
+    return f"ret ptr {w.intrinsic('PyLong_FromLongLong', 'ptr', [('i64', '%i')])}"
+
+
 def _pauses(w: _Writer) -> str:
     """pauses(n): n turns of a worker's spin loop, to measure how long they take."""
     with w.loop("0", "%n"):
@@ -368,6 +420,8 @@ _PARTS: tuple[tuple[str, Callable[[_Writer], str]], ...] = (
     ("internal i64 @clock()", clock),
     ("internal void @run(ptr %program)", _run),
     ("internal ptr @call(ptr %self, ptr %address)", _call),
+    ("internal i64 @held(ptr %place)", _held),
+    ("internal ptr @check(ptr %self, ptr %address)", _check),
     ("internal void @pauses(ptr %pool, i64 %n)", _pauses),
     ("void @gossamer_native(ptr %out)", _table),
 )

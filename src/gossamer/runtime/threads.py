@@ -23,8 +23,8 @@ from gossamer.compile.calls import KernelSource
 from gossamer.runtime import device, jit
 from gossamer.runtime.native import AT, BLOCK_BYTES, ENTRIES, native_source
 
-__all__ = ["Native", "Pool", "current_pool", "generation", "get_num_threads", "native",
-           "native_kernel", "set_num_threads"]
+__all__ = ["Native", "Pool", "current_pool", "generation", "get_num_threads",
+           "known_num_threads", "native", "native_kernel", "set_num_threads"]
 
 # How long an idle worker looks for work before it sleeps. Waking one costs the caller 2 to 5 us
 # and the worker 30 to 60, so the pauses between the regions of a step should stay under this;
@@ -42,6 +42,7 @@ class Native:
     """Addresses of the native loops, and the callables made of them.
 
     `run(program_address)` walks a program (layout: `native.HEADER`) with the GIL released.
+    `check(table_address)` is `native._check`; None on Pythons other than CPython.
     """
 
     def __init__(self, portable: bool = False) -> None:
@@ -57,6 +58,7 @@ class Native:
             self.table["parallel"])
         self.run: Callable[[int], Any] = (
             _builtin(self.table["call"]) or ctypes.CFUNCTYPE(None, pointer)(self.table["run"]))
+        self.check: Callable[[int], int] | None = _builtin(self.table["check"])
 
 
 class _MethodDef(ctypes.Structure):
@@ -161,6 +163,18 @@ generation = 0
 def get_num_threads() -> int:
     """Threads that run a parallel kernel, the calling one included."""
     return _wanted if _wanted > 0 else device.usable_cores()
+
+
+_known = (-1, 0)  # (generation, threads then)
+
+
+def known_num_threads() -> int:
+    """`get_num_threads` as it was when the generation changed last: without a look at the
+    environment (3 us), for what asks at every call."""
+    global _known
+    if _known[0] != generation:
+        _known = (generation, get_num_threads())
+    return _known[1]
 
 
 def set_num_threads(threads: int) -> None:
