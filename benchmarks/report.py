@@ -169,7 +169,8 @@ def rooflines(records: Iterable[Record]) -> list[str]:
         lines += [f"{r['workload']}, {r['threads']} thread(s): {a['roofline']:.0%} of the "
                   f"roofline; step {duration(wall)}, kernels {duration(a['kernels'])} "
                   f"({a['count']}), least {duration(a['least'])}; "
-                  f"{r['flops'] / wall / 1e9:.0f} GFLOP/s of the model's operations. Limits: {peak}, memory {a['memory']['memory'] / 1e9:.1f} GB/s.", "",
+                  f"{r['flops'] / wall / 1e9:.0f} GFLOP/s of the model's operations. "
+                  f"Limits: {peak}, memory {a['memory']['memory'] / 1e9:.1f} GB/s.", "",
                   *(f"- {text}" for text in a["slow"]), ""]
     return lines
 
