@@ -247,8 +247,7 @@ class Specialization:
         for root, number in donate:
             state = places[number]
             state.root = root
-<<<<<<< /tmp/compiled/wt/src/gossamer/specialize.py
-            if (root, number) in compiled.shared and state.tensor._base is None:
+            if (root, number) in compiled.shared:
                 self.shareable.append(state)
 
     def _sort_sources(self, sources: list[Any]) -> None:
@@ -268,9 +267,6 @@ class Specialization:
                 self.scalars.append(source)
                 data = source.data
             self.constants.append(data)
-=======
-            state.shareable = (root, number) in compiled.shared
->>>>>>> src/gossamer/specialize.py
 
     def _alias(self, traced: _Traced, t: Tensor) -> _Alias | None:
         number = traced.argument(t)
@@ -339,35 +335,11 @@ class Specialization:
 
     def run(self, tensors: Sequence[Tensor]) -> Any:
         """Read the inputs, call the program, hand out what it made."""
-<<<<<<< /tmp/compiled/wt/src/gossamer/specialize.py
         inputs = self.inputs(tensors)
         reuse: dict[int, Buffer] = {}
         for state in self.shareable:
-            if _exclusive(state.tensor._node, inputs, state.place):
+            if state.tensor._base is None and _exclusive(state.tensor._node, inputs, state.place):
                 reuse[state.root] = inputs[state.place].buffer
-=======
-        inputs: list[Data] = []
-        reuse: dict[int, Any] = {}
-        kept: set[int] = set()
-        data = None
-        for source in self.sources:
-            if source.__class__ is _State:
-                node = source.tensor._read()
-                if node.value is None:
-                    realize([node])
-                data = node.value
-                if source.shareable and source.tensor._base is None and _exclusive(node, data):
-                    reuse[source.root] = data.buffer
-                    kept.add(id(source.tensor))
-            elif source.__class__ is int:
-                data = tensors[source]._value()
-            elif source.__class__ is _Scalar:
-                data = source.refresh()
-            else:
-                data = source
-            inputs.append(data)
-        del data
->>>>>>> src/gossamer/specialize.py
         values = self.program.run(inputs, (), reuse)
         wheres = self.wheres
         for t, root in self.writes:

@@ -232,13 +232,8 @@ class Executable:
         pool = threads.current_pool() if self._parallel else None
         offsets, self.scratch_bytes = plan_scratch(self._areas, pool.threads if pool else 1)
         patches = [*self._fixed_patches,
-<<<<<<< /tmp/compiled/wt/src/gossamer/runtime/execute.py
-                   *((word, _SCRATCH, offsets[area]) for word, area in self._area_words)]
-=======
                    *((word, _SCRATCH, offsets[area] + offset)
                      for word, area, offset in self._area_words)]
-        self._patch_count = len(patches)
->>>>>>> src/gossamer/runtime/execute.py
         self._patches = array("Q", [number for patch in patches for number in patch])
         assert len(self._patches) == PATCH_WORDS * len(patches)
         for field, value in (("count", len(self.calls)), ("pool", pool.address if pool else 0),
