@@ -1,6 +1,6 @@
 """The order of the passes: graph in, calls and a memory plan out. Layer 2.
 
-    expand -> simplify -> prepare -> schedule -> lower -> write -> memory
+    expand -> simplify -> prepare -> schedule (-> recompute -> schedule) -> lower -> write -> memory
 
 Read this file to see what happens to a graph; each pass is a function of its own module, and
 between any two the graph can be printed and verified.
@@ -19,8 +19,9 @@ from gossamer.compile.gemm import Target, low_products
 from gossamer.compile.lower import Nest, lower_loops
 from gossamer.compile.memory import Arena, overwritable, plan_arena
 from gossamer.compile.prepare import copy, index_checks, prepare
+from gossamer.compile.recompute import recompute
 from gossamer.compile.rows import keep_rows
-from gossamer.compile.schedule import Cluster, schedule
+from gossamer.compile.schedule import Cluster, Plan, schedule
 from gossamer.compile.simplify import simplify
 from gossamer.compile.special import SPECIAL, kernel_call
 from gossamer.ir.loop import Kernel
@@ -93,8 +94,12 @@ def compile_graph(roots: Sequence[Node], inputs: Sequence[Node], target: Target,
     see("prepared", wanted)
     leaf = {id(x) for x in inputs}
     buffers = {id(x): i for i, x in enumerate(inputs)}
-    flags = [r for r in wanted[len(graph):] if id(r) not in leaf]
-    plan = schedule([r for r in wanted if id(r) not in leaf], leaf, flags)
+    plan = _scheduled(wanted, len(graph), leaf)
+    again = recompute(wanted, leaf, plan)
+    if again is not None:
+        wanted = again
+        see("recomputed", wanted)
+        plan = _scheduled(wanted, len(graph), leaf)
     sizes: dict[int, int] = {}
     for node in plan.stored.values():
         buffers[id(node)] = len(buffers)
@@ -124,6 +129,12 @@ def compile_graph(roots: Sequence[Node], inputs: Sequence[Node], target: Target,
                     lines=[_line(c) for c in owners], owners=owners, kernels=kernels)
     made.shared = frozenset(pair for pair in donate if _may_share(made, factors, *pair))
     return made
+
+
+def _scheduled(wanted: list[Node], results: int, leaf: set[int]) -> Plan:
+    """The schedule of the first `results` nodes wanted, and of the index checks behind them."""
+    return schedule([r for r in wanted if id(r) not in leaf], leaf,
+                    [r for r in wanted[results:] if id(r) not in leaf])
 
 
 def _line(cluster: Cluster) -> tuple[str, int]:
