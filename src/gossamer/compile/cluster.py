@@ -28,16 +28,16 @@ MAX_WEIGHT = 160.0
 
 def canonical_space(shape: Shape, axes: tuple[int, ...]) -> Space:
     """The space of `shape` reduced over `axes`; axes of extent 1 vanish, neighbours merge."""
-    parts: list[list[int | bool]] = []
+    parts: list[tuple[int, bool]] = []
     for axis, extent in enumerate(shape):
         reduced = axis in axes
         if extent == 1:
             continue
         if parts and parts[-1][1] == reduced:
-            parts[-1][0] *= extent
+            parts[-1] = parts[-1][0] * extent, reduced
         else:
-            parts.append([extent, reduced])
-    return tuple((int(n), bool(r)) for n, r in parts)
+            parts.append((extent, reduced))
+    return tuple(parts)
 
 
 def is_copied_concat(node: Node) -> bool:

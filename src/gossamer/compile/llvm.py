@@ -58,11 +58,11 @@ class Split:
         lanes_only = len(others) < len(kernel.kept) and not others
         n = prod(a.extent for a in kernel.kept if lanes_only or a in others)
         points = prod(a.extent for a in [*kernel.kept, *kernel.reduced])
-        weight = max(1.0, self.operations / 8)
-        if n < 2 or points * weight < SERIAL_WORK:
+        weight = max(8, int(self.operations))  # in eighths of an operation a point
+        if n < 2 or points * weight < 8 * SERIAL_WORK:
             return n, 0
         per_index = max(points // n, 1) * weight
-        grain = max(1, int(CHUNK_WORK / per_index))
+        grain = max(1, 8 * CHUNK_WORK // per_index)
         if lanes_only:  # whole cache lines and whole unrolled vectors
             grain = -(-grain // self.step) * self.step
         return n, grain if grain < n else 0

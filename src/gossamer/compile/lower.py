@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from math import gcd, prod
+from math import prod
 
 from gossamer.compile.calls import Param
 from gossamer.core.dtype import bool_, int32
 from gossamer.core.errors import CompileError
+from gossamer.core.traced import gcd
 from gossamer.ir.index import (
     Condition,
     Index,
@@ -36,6 +37,7 @@ from gossamer.ir.op import TABLE
 __all__ = ["Lowering", "Misfit", "Nest", "Place", "Space", "lower_loops", "ravel", "unravel"]
 
 Space = tuple[tuple[int, bool], ...]  # (extent, reduced?) per axis, neighbours of one kind merged
+_COUNT = 8  # whole numbers beyond this, in composites of floats, are counts of elements
 COMBINE = {"reduce_sum": "add", "reduce_prod": "mul", "reduce_max": "max", "reduce_min": "min"}
 
 
@@ -137,6 +139,8 @@ class Lowering:
             number = node.attrs["value"]
             if isinstance(number, Param):
                 return Val("param", node.dtype, number.index)
+            if number.__class__ is not float and node.dtype.kind == "f" and number > _COUNT:
+                return self._index_value(node, const(number))  # a word: one text for all sizes
             return Val("const", node.dtype, number)
         if name == "iota":
             return self._index_value(node, index[node.attrs["axis"]])

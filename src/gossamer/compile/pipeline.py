@@ -30,6 +30,10 @@ from gossamer.ir.node import Node, toposort, type_text, user_line
 __all__ = ["Compiled", "compile_graph"]
 
 
+# (calls, bytes of the temporaries, what may be written over) -> their places; see `plan_arena`
+Placer = Callable[[list[Call], dict[int, int], Callable[[int, int], set[int]]], Arena]
+
+
 @dataclass
 class Compiled:
     """A program as data.
@@ -72,7 +76,8 @@ def _has_kernel(node: Node) -> bool:
 
 def compile_graph(roots: Sequence[Node], inputs: Sequence[Node], target: Target,
                   specialize: bool, donate: Sequence[tuple[int, int]] = (),
-                  see: Callable[[str, list[Node]], None] = _unseen) -> Compiled:
+                  see: Callable[[str, list[Node]], None] = _unseen,
+                  place: Placer = plan_arena) -> Compiled:
     """Compile a graph.
 
     Args:
@@ -82,6 +87,7 @@ def compile_graph(roots: Sequence[Node], inputs: Sequence[Node], target: Target,
         specialize: sizes as literals (compiled functions), else as words (one kernel, all shapes).
         donate: (root, input) pairs of which `shared` is to tell.
         see: called with the name of each stage and the graph's roots then, for `explain`.
+        place: gives the temporaries their places.
     """
     see("traced", list(roots))
     expanded = expand(list(roots), keep=_has_kernel)
@@ -122,7 +128,7 @@ def compile_graph(roots: Sequence[Node], inputs: Sequence[Node], target: Target,
         loops = kernels[t]
         return overwritable(loops, buffer) - factors.get(t, set()) if loops is not None else set()
 
-    arena = plan_arena(calls, {b: n for b, n in sizes.items() if b not in kept}, places)
+    arena = place(calls, {b: n for b, n in sizes.items() if b not in kept}, places)
     made = Compiled(calls, len(inputs), sizes, outputs, arena,
                     [(b, _out_of_range(c.node))
                      for b, c in zip(numbers[len(graph):], checks, strict=True)],

@@ -20,6 +20,7 @@ from gossamer.compile.implicit import View
 from gossamer.compile.schedule import MIN_ROWS, SPLIT_WORK, canonical_space
 from gossamer.compile.simplify import Rebuilder
 from gossamer.core.dtype import DType, bfloat16, bool_, float16, float32, int64
+from gossamer.core.traced import largest_divisor
 from gossamer.ir.node import STATE, Node, toposort
 from gossamer.ir.op import CONSTANT, INPUT, TABLE
 from gossamer.ops.movement import shown
@@ -263,8 +264,7 @@ def _reduction(b: Rebuilder, node: Node, x: Node) -> Node:
     if x.size < SPLIT_WORK or rows >= MIN_ROWS or not rows:
         return whole
     axis = max(axes, key=lambda a: x.shape[a])
-    parts = next((p for p in range(min(_PARTS, x.shape[axis]), 1, -1)
-                  if x.shape[axis] % p == 0), 1)
+    parts = largest_divisor(x.shape[axis], _PARTS)
     if parts < 4 or x.dtype is bool_ or x.dtype is int64 and node.op.name != "reduce_sum":
         return whole
     shape = (*x.shape[:axis], parts, x.shape[axis] // parts, *x.shape[axis + 1:])

@@ -22,6 +22,7 @@ from typing import Any
 
 from gossamer.compile.calls import KernelSource, Word
 from gossamer.compile.llvm import Split, Written, write_split
+from gossamer.core.traced import Untraceable, is_traced, pinned
 from gossamer.ir.index import Condition, Index, Quotient, Read, Remainder, Var
 from gossamer.ir.loop import Axis, Kernel, Store, Val, show
 
@@ -64,7 +65,7 @@ class _Shape:
     def _size(self, value: int) -> int:
         """The integer itself, or -2 - its number."""
         if _LOW <= value <= _HIGH:
-            return value
+            return pinned(value)
         return -2 - self._numbers.setdefault(value, len(self._numbers))
 
     def _axes(self, axes: Iterable[Axis]) -> tuple[Any, ...]:
@@ -103,7 +104,7 @@ class _Shape:
         if isinstance(atom, Quotient | Remainder):
             divisor = atom.divisor
             return (type(atom).__name__, self._index(atom.value), atom.value.low < 0,
-                    self._size(divisor), divisor if divisor <= _MOST_DIVISOR else 0)
+                    self._size(divisor), pinned(divisor) if divisor <= _MOST_DIVISOR else 0)
         if isinstance(atom, Read):
             return ("read", self._vals[id(atom.source)],
                     tuple([self._index(i) for i in atom.index]), self._size(atom.extent),
@@ -115,7 +116,7 @@ class _Shape:
             return None
         return (tuple([(self._index(i), self._size(low), self._size(high), self._size(high - low))
                        for i, low, high in condition.bounds]),
-                tuple([(self._index(i), self._size(d), d if d <= _MOST_DIVISOR else 0)
+                tuple([(self._index(i), self._size(d), pinned(d) if d <= _MOST_DIVISOR else 0)
                        for i, d in condition.multiples]))
 
 
@@ -139,8 +140,8 @@ class _Remembered:
         for place, number in self.places:
             words[place] = sizes[number]
         n, grain = self.split.of(kernel)
-        source = KernelSource(self.symbol, self.text, show(kernel))
-        return Written(source, tuple(words), n, grain)
+        loops = "" if _is_traced(kernel) else show(kernel)
+        return Written(KernelSource(self.symbol, self.text, loops), tuple(words), n, grain)
 
 
 _known: OrderedDict[object, _Remembered] = OrderedDict()
@@ -169,12 +170,19 @@ def write_any_size(kernel: Kernel, vector_bytes: int) -> Written:
             _known.move_to_end(key)
     if found is not None:
         return found.at(kernel, shape.sizes)
+    if _is_traced(kernel):
+        raise Untraceable(f"kernel {kernel.name} is not written yet")
     written, split = write_split(kernel, vector_bytes, False)
     places = _places(written.words, shape)
     if places is not None:
         _remember(key, _Remembered(written.source.symbol, written.source.text, split,
                                    written.words, places))
     return written
+
+
+def _is_traced(kernel: Kernel) -> bool:
+    """Whether sizes of the loops are numbers of a trace."""
+    return any(is_traced(a.extent) for a in (*kernel.kept, *kernel.reduced))
 
 
 def _places(words: tuple[Word, ...], shape: _Shape) -> tuple[tuple[int, int], ...] | None:

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import gcd
 from typing import Any
+
+from gossamer.core.traced import gcd
 
 __all__ = ["Atom", "Condition", "Index", "Quotient", "Read", "Remainder", "Var", "const",
            "in_range", "is_var", "var"]
@@ -129,7 +130,7 @@ class Index:
                 and self.terms == other.terms)
 
     def __add__(self, other: Index | int) -> Index:
-        if isinstance(other, int):
+        if not isinstance(other, Index):
             return Index(self.constant + other, self.terms) if other else self
         terms = dict(self.terms)
         for atom, k in other.terms.items():

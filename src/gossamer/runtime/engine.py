@@ -12,19 +12,20 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from gossamer.compile.calls import Param
-from gossamer.compile.pipeline import compile_graph
+from gossamer.compile.pipeline import Compiled, compile_graph
 from gossamer.core.precision import get_float32_matmul_precision
 from gossamer.core.settings import kept_setting
 from gossamer.ir.node import STATE, Node, toposort
 from gossamer.ir.op import CONSTANT, INPUT
-from gossamer.runtime import reference, threads, watch
+from gossamer.runtime import reference, sizes, threads, watch
 from gossamer.runtime.data import Data
 from gossamer.runtime.execute import float_bits
 from gossamer.runtime.program import Program, host_target
+from gossamer.runtime.sizes import Sizes, family_of, filled, taken
 from gossamer.runtime.threads import get_num_threads
 
 __all__ = ["Canonical", "cached_programs", "canonical", "clear", "evaluate", "evaluate_one",
@@ -109,12 +110,35 @@ class Canonical:
         self.numbers = numbers
         self.key = tuple(key)
 
-    def graph(self, literal: bool = False) -> tuple[list[Node], list[Node]]:
+    def sizes(self) -> Sizes:
+        """The structure without its integers (extents, and those in attributes), and these."""
+        integers: list[int] = []
+        parts: list[Any] = []
+        entries = iter(self.key)
+        for node in self.order:
+            leaf = node.value is not None or node.op is INPUT
+            if not leaf and node.op.name in _WRAPPERS:
+                continue
+            entry = next(entries)
+            if leaf or node.op is CONSTANT:
+                entry = (*entry[:-1], taken(node.shape, integers))
+            elif node.attrs:
+                entry = (*entry[:-1], taken(tuple(node.attrs.items()), integers))
+            parts.append(entry)
+        return Sizes((*parts, self.key[-1]), tuple(integers))
+
+    def graph(self, literal: bool = False,
+              integers: Iterator[Any] | None = None) -> tuple[list[Node], list[Node]]:
         """(roots, inputs): the same graph over `input` leaves and runtime scalars, sharing no
         node with the user's graph, so that a cached program keeps nothing alive.
 
-        `literal`: numbers stay numbers (compiled functions, whose signature holds them).
+        Args:
+            literal: numbers stay numbers (compiled functions, whose signature holds them).
+            integers: others in place of those of `sizes`.
         """
+        def other(value: Any) -> Any:
+            return value if integers is None else filled(value, integers)
+
         new: dict[int, Node] = {}
         inputs: list[Node] = []
         params = 0
@@ -125,7 +149,7 @@ class Canonical:
                 STATE.where = node.where
                 op = node.op
                 if node.value is not None or op is INPUT:
-                    made = INPUT(index=len(inputs), shape=node.shape, dtype=node.dtype)
+                    made = INPUT(index=len(inputs), shape=other(node.shape), dtype=node.dtype)
                     inputs.append(made)
                 elif op.name in _WRAPPERS:
                     made = new[id(node.inputs[0])]
@@ -134,9 +158,10 @@ class Canonical:
                     if not (literal or _literal(value)):
                         value = Param(params)
                         params += 1
-                    made = CONSTANT(value=value, shape=node.shape, dtype=node.dtype)
+                    made = CONSTANT(value=value, shape=other(node.shape), dtype=node.dtype)
                 else:
-                    made = op(*[new[id(x)] for x in node.inputs], **node.attrs)
+                    attrs = dict(other(tuple(node.attrs.items()))) if integers else node.attrs
+                    made = op(*[new[id(x)] for x in node.inputs], **attrs)
                 new[id(node)] = made
         finally:
             STATE.where, STATE.grad_enabled = where, enabled
@@ -172,12 +197,25 @@ def program_for(graph: Canonical) -> Program:
             _programs.move_to_end(key)
             return found[0]
         with watch.span("compile", f"{len(graph.order)} nodes"):
-            roots, inputs = graph.graph()
-            compiled = compile_graph(roots, inputs, host_target(), specialize=False)
-        program = Program(compiled, [(r.shape, r.dtype) for r in roots], len(graph.params))
+            compiled = _plan(graph, key[1:])
+        program = Program(compiled, [(r.shape, r.dtype) for r in graph.roots], len(graph.params))
         program.forget_texts()
         _remember(key, program, _NODE_BYTES * (len(graph.order) + len(compiled.calls)))
         return program
+
+
+def _plan(graph: Canonical, settings: tuple[Any, ...]) -> Compiled:
+    """The plan of a graph, from one for any size where there is one."""
+    if watch.WATCHERS:  # `explain` shows loops and clusters, which only the compiler has
+        return compile_graph(*graph.graph(), host_target(), specialize=False)
+    own = graph.sizes()
+    family = family_of((own.structure, settings))
+    made = family.plan(own.values)
+    if made is None:
+        target = host_target()
+        made = compile_graph(*graph.graph(), target, specialize=False)
+        family.compiled(own.values, made, lambda others: graph.graph(integers=others), target)
+    return made
 
 
 def _remember(key: object, program: Program, weight: int) -> None:
@@ -195,9 +233,10 @@ def cached_programs() -> int:
 
 
 def clear() -> None:
-    """Forget every program; what runs now ends well."""
+    """Forget every program and plan; what runs now ends well."""
     global _weight
     with _lock:
+        sizes.forget()
         _programs.clear()
         _weight = 0
 
