@@ -100,11 +100,12 @@ class _Core(Driver):
         f = self.f
         count, base, extra = cut_rows(f, rows, self.tile.rows)
         panel = f.mul(kc, str(self.tile.a_pitch))
-        with f.loop("0", count) as p:
+        with f.loop("0", kc, self.w["a_run"]) as k, f.loop("0", count) as p:
             start = f.add(f.mul(p, base), f.minimum(p, extra))
             height = f.add(base, f.value(f"zext i1 {f.compare('slt', p, extra)} to i64"))
-            self.fill("a", self.a, self.at(self.scratch, f.mul(p, panel)), f.add(row, start),
-                      height, pc, kc, str(self.tile.a_pitch))
+            to = self.at(self.scratch, f.add(f.mul(p, panel), f.mul(k, str(self.tile.a_pitch))))
+            self.fill("a", self.a, to, f.add(row, start), height, f.add(pc, k),
+                      f.minimum(self.w["a_run"], f.sub(kc, k)), str(self.tile.a_pitch))
 
     def place(self, jr: str, kc: str) -> str:
         """Where the panel at jr stands among the packed ones, in elements."""

@@ -22,6 +22,7 @@ FIELDS: tuple[str, ...] = (
     "mc", "kc", "ko",  # blocking inside an item
     "micro", "a_pitch",  # micro-kernels, and their `pitch` when A is read in place
     "a", "a_b0", "a_b1", "a_r", "a_k", "a_fn", "a_ctx", "a_order", "a_pack",
+    "a_run",  # k's of A that are packed for all panels before the next ones
     "b", "b_b0", "b_b1", "b_r", "b_k", "b_fn", "b_ctx", "b_order", "b_pack",
     "c", "c_b0", "c_b1", "c_part", "c_m", "c_n", "c_fn", "c_ctx", "c_swapped",
     "scratch", "scratch_bytes", "at_b", "at_tile", "at_edge", "at_stage", "tile_pitch",

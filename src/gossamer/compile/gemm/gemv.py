@@ -13,8 +13,11 @@ from functools import cache
 
 from gossamer.compile.builder import FunctionBuilder
 from gossamer.compile.calls import KernelSource
+from gossamer.compile.emitter import Emitter
 from gossamer.compile.gemm.driver import Driver
+from gossamer.compile.gemm.micro import pair_products
 from gossamer.compile.gemm.target import Tile
+from gossamer.core.dtype import float32, int64
 
 __all__ = ["gemv_source"]
 
@@ -54,7 +57,10 @@ class _Gemv(Driver):
             f.either(f.compare("eq", w["b_k"], "1"), lambda: call("down"),
                      lambda: call("elements"))
 
-        f.either(f.compare("eq", w["b_r"], "1"), lambda: call("across"), rest)
+        if self.tile.pairs:
+            call("down")
+        else:
+            f.either(f.compare("eq", w["b_r"], "1"), lambda: call("across"), rest)
         with f.when(f.value(f"xor i1 {contiguous}, true")):
             self.scatter(out, self.edge, self.columns, "1", self.columns, "0")
 
@@ -88,6 +94,8 @@ class _Function:
 
     def fma(self, a: str, b: str, c: str, lanes: int) -> str:
         t = self.type(lanes)
+        if self.tile.pairs:
+            return pair_products(self.f, self.tile, a, b, c)
         suffix = f"v{lanes}f{self.tile.bits}" if lanes > 1 else f"f{self.tile.bits}"
         return self.f.intrinsic(f"llvm.fma.{suffix}", t, [(t, a), (t, b), (t, c)])
 
@@ -166,6 +174,8 @@ class _Down(_Function):
                         new = self.fma(x, self.load(self.at(column, at), lanes), old, lanes)
                         f.store(v, new, pair[half], 64)
         for i, (column, pair) in enumerate(zip(columns, sums, strict=True)):
+            if self.tile.pairs:
+                self.rest(column, vectors, pair)
             total = f.value(f"fadd {v} {f.load(v, pair[0], 64)}, {f.load(v, pair[1], 64)}")
             self.finish(f.add(j, str(i)), column, vectors, self.reduce(total))
 
@@ -182,15 +192,27 @@ class _Down(_Function):
             x = self.f.value(f"fadd <{lanes} x {self.tile.element}> {low}, {high}")
         return self.f.value(f"extractelement <1 x {self.tile.element}> {x}, i64 0")
 
+    def rest(self, column: str, start: str, pair: list[str]) -> None:
+        """Pairs beyond the last whole vector: a vector of which the first lanes exist."""
+        f, v, lanes = self.f, self.tile.vector, self.tile.lanes
+        left = f.sub("%kc", start)
+        with f.when(f.compare("sgt", left, "0")):
+            e = Emitter(f, float32, lanes)
+            count = e.of(int64)
+            mask = count.lt(count.lanes(), count.splat(left))
+            x, b = (e.load_masked(self.at(p, start), mask) for p in ("%x", column))
+            f.store(v, self.fma(x, b, f.load(v, pair[0], 64), lanes), pair[0], 64)
+
     def finish(self, j: str, column: str, start: str, total: str) -> None:
         """Add the products beyond the last whole vector and store y[j]."""
         f, element = self.f, self.tile.element
         cell = f.alloca(element)
         f.store(element, total, cell, self.tile.nbytes)
-        with f.loop(start, "%kc") as k:
-            x, b = self.load(self.at("%x", k), 1), self.load(self.at(column, k), 1)
-            old = f.load(element, cell, self.tile.nbytes)
-            f.store(element, self.fma(x, b, old, 1), cell, self.tile.nbytes)
+        if not self.tile.pairs:  # which are all added: see `rest`
+            with f.loop(start, "%kc") as k:
+                x, b = self.load(self.at("%x", k), 1), self.load(self.at(column, k), 1)
+                old = f.load(element, cell, self.tile.nbytes)
+                f.store(element, self.fma(x, b, old, 1), cell, self.tile.nbytes)
         f.store(element, f.load(element, cell, self.tile.nbytes), self.at("%y", j),
                 self.tile.nbytes)
 
@@ -214,6 +236,8 @@ class _Elements(_Function):
 @cache
 def gemv_source(tile: Tile) -> KernelSource:
     """The driver for few rows and a matrix in memory, with the same argument block as `gemm`."""
-    functions = [_Across(tile, "across").write(), _Down(tile, "down").write(),
-                 _Elements(tile, "elements").write()]
-    return _Gemv(tile, f"gemv_{tile.element}{tile.lanes}").source(*functions)
+    functions = [_Down(tile, "down").write()]
+    if not tile.pairs:  # whose columns always lie along k: see `Problem.is_thin`
+        functions += [_Across(tile, "across").write(), _Elements(tile, "elements").write()]
+    kind = "pairs" if tile.pairs else tile.element
+    return _Gemv(tile, f"gemv_{kind}{tile.lanes}").source(*functions)

@@ -20,7 +20,7 @@ from gossamer.compile.builder import FunctionBuilder
 from gossamer.compile.calls import KernelSource
 from gossamer.compile.gemm.target import Tile
 
-__all__ = ["PANEL_ARGUMENTS", "cut_rows", "panel_source"]
+__all__ = ["PANEL_ARGUMENTS", "cut_rows", "pair_products", "panel_source"]
 
 # Arguments of a micro-kernel. Pitches are in elements. `in` is what is added to the products:
 # C itself, or a row of zeros with pitch 0 for the first block of K.
@@ -144,10 +144,7 @@ class _Kernel:
             f.declare(fma, f"declare {v} @{fma}({v}, {v}, {v})")
             f.line(f"{name} = call {v} @{fma}({v} {a}, {v} {b}, {v} {c})")
             return
-        halves = f"<{2 * tile.lanes} x bfloat>"
-        a, b = (f.value(f"bitcast {v} {x} to {halves}") for x in (a, b))
-        f.declare(_PAIRS, f"declare {v} @{_PAIRS}({v}, {halves}, {halves})")
-        f.line(f"{name} = call {v} @{_PAIRS}({v} {c}, {halves} {a}, {halves} {b})")
+        pair_products(f, tile, a, b, c, name)
 
     def prefetch_rows(self) -> None:
         """Rows of A arrive as many short streams, too many for the hardware to follow: each step
@@ -170,6 +167,16 @@ class _Kernel:
                 at = str(self.tile.lanes * j)
                 before = f.load(v, self.step(source, at), align)
                 f.store(v, f.value(f"fadd {v} {sums[i][j]}, {before}"), self.step(to, at), align)
+
+
+def pair_products(f: FunctionBuilder, tile: Tile, a: str, b: str, c: str,
+                  name: str | None = None) -> str:
+    """name = c + both products of each lane's pair of bfloat16."""
+    v, halves, name = tile.vector, f"<{2 * tile.lanes} x bfloat>", name or f.name()
+    a, b = (f.value(f"bitcast {v} {x} to {halves}") for x in (a, b))
+    f.declare(_PAIRS, f"declare {v} @{_PAIRS}({v}, {halves}, {halves})")
+    f.line(f"{name} = call {v} @{_PAIRS}({v} {c}, {halves} {a}, {halves} {b})")
+    return name
 
 
 def _name(rows: int, vectors: int) -> str:

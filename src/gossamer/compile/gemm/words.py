@@ -96,7 +96,7 @@ def argument_block(p: Problem, s: Blocks, tile: Tile, more: Values,
         "items_m": items[0], "items_n": items[1], "parts": items[2],
         "item_m": s.item_m, "item_n": s.item_n, "part_k": s.part_k,
         "mc": s.mc, "kc": s.kc, "ko": s.ko,
-        "micro": 0, "a_pitch": 0, "a_pack": 1, "b_pack": 1,
+        "micro": 0, "a_pitch": 0, "a_pack": 1, "a_run": s.kc, "b_pack": 1,
         **_operand("a", p.a), **_operand("b", p.b), **_output(p), **_scratch(p, s, tile), **more,
     }
     return tuple(words[name] for name in FIELDS), p.batches * items[0] * items[1] * items[2]
