@@ -89,7 +89,7 @@ def realize(nodes: Sequence[Node]) -> None:
     wanted = [n for n in nodes if n.value is None]
     if not wanted:
         return
-    if len(wanted) == 1 and _at_hand(wanted[0]) and evaluate_one(wanted[0]):
+    if len(wanted) == 1 and _alone(wanted[0]) and evaluate_one(wanted[0]):
         _cut(wanted)
         return
     if _OVERDUE.nodes and MODES.tracing is None:
@@ -118,14 +118,14 @@ def realize(nodes: Sequence[Node]) -> None:
     _cut(outputs)
 
 
-_MEMORY = {Data}
+# Nodes that are no operator, or stand for a part of one.
+_NO_OPERATOR = frozenset({"leaf", "wrapper"})
 
 
-def _at_hand(node: Node) -> bool:
-    """Whether all that a node needs is one plain operator over values in memory."""
-    if node.attrs or node.op.kind != "elementwise" or MODES.tracing is not None or _OVERDUE.nodes:
-        return False
-    return {x.value.__class__ for x in node.inputs} == _MEMORY
+def _alone(node: Node) -> bool:
+    """Whether a node is one operator and nothing else waits: `evaluate_one` may know it."""
+    return (not _OVERDUE.nodes and MODES.tracing is None and node.op.kind not in _NO_OPERATOR
+            and node.outs is None)
 
 
 def _cut(computed: Sequence[Node]) -> None:
