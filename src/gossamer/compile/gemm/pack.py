@@ -18,6 +18,9 @@ __all__ = ["PACK", "WIDE", "pack_function", "wide_function"]
 
 PACK, WIDE = "pack", "pack_wide"  # symbols of the two functions
 
+# Bytes: four lines. Measured on Zen 4 (32 .. 256 elements): 2 to 3 % of a product that transposes.
+_AHEAD = 256
+
 _ARGUMENTS = ("ptr noalias %dst, ptr noalias %src, i64 %rows, i64 %kc, i64 %rs, i64 %ks, "
               "i64 %width")
 
@@ -148,24 +151,29 @@ class _Pack:
         f, lanes = self.f, self.tile.lanes
         last_k, last_r = f.sub("%kc", str(lanes)), f.sub("%rows", str(lanes))
         last_r = f.select(f.compare("sgt", last_r, "0"), last_r, "0")
-        with f.loop("0", "%kc", lanes) as block:
-            k = f.minimum(block, last_k)
-            with f.loop("0", "%rows", lanes) as group:
-                r = f.minimum(group, last_r)
-                end = f.sub(f.sub("%rows", r), "1")
-                source = self.at(self.at("%src", f.mul(r, "%rs")), k)
-                rows = [self.row(source, i, end) for i in range(lanes)]
-                to = self.at(self.at("%dst", f.mul(k, "%width")), r)
-                for i, column in enumerate(_transpose(f, self.tile, rows)):
+        with f.loop("0", "%rows", lanes) as group:
+            r = f.minimum(group, last_r)
+            dst, rows = self.at("%dst", r), self.rows(r)
+            with f.loop("0", "%kc", lanes) as block:
+                k = f.minimum(block, last_k)
+                vectors = [self.vector(row, k) for row in rows]
+                to = self.at(dst, f.mul(k, "%width"))
+                for i, column in enumerate(_transpose(f, self.tile, vectors)):
                     to = self.at(to, "%width") if i else to
                     f.store(self.tile.vector, column, to, self.tile.nbytes)
 
-    def row(self, source: str, i: int, end: str) -> str:
-        """Row i of the group, or its last row again where there is none."""
-        f = self.f
-        index = f.minimum(str(i), end) if i else "0"
-        place = self.at(source, f.mul(index, "%rs")) if i else source
-        return f.load(self.tile.vector, place, self.tile.nbytes)
+    def rows(self, r: str) -> list[str]:
+        """Where the `lanes` rows from r on begin; where there is none, the last one again."""
+        f, last = self.f, self.f.sub("%rows", "1")
+        numbers = [f.minimum(f.add(r, str(i)), last) for i in range(self.tile.lanes)]
+        return [self.at("%src", f.mul(number, "%rs")) for number in numbers]
+
+    def vector(self, row: str, k: str) -> str:
+        """Neighbours along k. Many rows at once are more streams than the hardware follows."""
+        self.f.intrinsic("llvm.prefetch.p0", "void", [
+            ("ptr", self.at(row, self.f.add(k, str(_AHEAD // self.tile.nbytes)))),
+            ("i32", "0"), ("i32", "3"), ("i32", "1")])
+        return self.f.load(self.tile.vector, self.at(row, k), self.tile.nbytes)
 
     def elements(self) -> None:
         f, tile = self.f, self.tile
@@ -179,8 +187,8 @@ class _Pack:
 def pack_function(tile: Tile) -> str:
     """LLVM text of the internal function `pack(dst, src, rows, kc, rs, ks, width)`.
 
-    It writes dst[k * width + r] = src[r * rs + k * ks] for r < rows, k < kc, in ascending k. It
-    may write up to `lanes` elements for each k, even if there are fewer rows.
+    It writes dst[k * width + r] = src[r * rs + k * ks] for r < rows, k < kc. It may write up to
+    `lanes` elements for each k, even if there are fewer rows: then in ascending k.
     """
     return _Pack(tile).write()
 
