@@ -79,6 +79,7 @@ class ValueWriter:
         self.env: dict[str, str] = {}  # loop variable -> i64
         self.accumulators: dict[tuple[int, int], str] = {}  # (number, lane id or 0) -> value
         self.tile: Any = None  # epilogue: (pointer, pitch, row in the tile, first column)
+        self.streamed: set[int] = set()  # ids of stores past the caches; all are aligned
         self._emitters: dict[tuple[int, int], Emitter] = {}
         self._keep: list[Any] = []  # Vals made here; ids in scopes must stay theirs
 
@@ -450,7 +451,9 @@ class ValueWriter:
                 old = e.load(at) if lane.mask is None else e.load_masked(at, lane.mask)
                 value = e.add(old, value)
             if lane.mask is None:
-                e.store(value, at)
+                past = id(store) in self.streamed
+                e.store(value, at, note=", !nontemporal !1" if past else "",
+                        align=self.width * store.dtype.itemsize if past else 0)
             else:
                 e.store_masked(value, at, lane.mask)
             return

@@ -1,0 +1,53 @@
+"""Row kernels: results written past the caches, and what is kept between walks over a row."""
+
+from __future__ import annotations
+
+import importlib
+
+import numpy as np
+import pytest
+
+import gossamer as gs
+from gossamer.runtime import device, engine
+from gossamer.runtime.buffer import Buffer, allocate
+from gossamer.runtime.program import Program
+
+llvm = importlib.import_module("gossamer.compile.llvm")
+
+
+@pytest.fixture
+def streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every row counts as large; programs made before are forgotten, and none is kept."""
+    monkeypatch.setattr(llvm, "STREAM_BYTES", 1)
+    monkeypatch.setenv("GOSSAMER_NO_CACHE", "1")
+    monkeypatch.setattr(Program, "forget_texts", lambda self: None)
+    engine.clear()
+
+
+def normalised(x: np.ndarray) -> np.ndarray:
+    x = x.astype(np.float64)
+    return (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
+
+
+@pytest.mark.parametrize("columns", [16, 64, 72, 100, 1024])
+@pytest.mark.parametrize("rows", [1, 5, 64])
+def test_rows_past_the_caches(streamed, rng, rows, columns):
+    x = rng.standard_normal((rows, columns)).astype(np.float32)
+    run = gs.compile(lambda x: gs.nn.functional.layer_norm(x, (columns,)))
+    np.testing.assert_allclose(run(gs.tensor(x)).numpy(), normalised(x), atol=2e-5)
+    if columns in (64, 1024) and device.host().vector_bytes >= 32:
+        assert any("nontemporal" in c.source.text for c in run.programs()[0].compiled.calls)
+
+
+def test_results_that_are_not_aligned(streamed, rng):
+    """The same kernel, its result one element behind a cache line: the other version runs."""
+    x = rng.standard_normal((6, 64)).astype(np.float32)
+    run = gs.compile(lambda x: gs.nn.functional.layer_norm(x, (64,)))
+    run(gs.tensor(x))
+    program = run.programs()[0]
+    source = Buffer.from_numpy(x)
+    for offset in (0, 1):
+        made = allocate(x.nbytes + 4 * offset)
+        program.executable.run([source.address, made.address + 4 * offset, 0], ())
+        got = made.as_numpy(np.dtype(np.float32), (x.size + offset,))[offset:].reshape(x.shape)
+        np.testing.assert_allclose(got, normalised(x), atol=2e-5)
