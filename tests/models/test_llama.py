@@ -10,7 +10,13 @@ import pytest
 
 import gossamer as gs
 from gossamer.core.errors import CheckpointError
-from gossamer.models.llama import LlamaConfig, LlamaTokenizer, load_llama2c
+from gossamer.models.llama import (
+    Decoder,
+    Llama,
+    LlamaConfig,
+    LlamaTokenizer,
+    load_llama2c,
+)
 
 CONFIG = LlamaConfig(dim=8, hidden_dim=12, n_layers=2, n_heads=2, n_kv_heads=1, vocab_size=10,
                      seq_len=16)
@@ -90,3 +96,28 @@ def test_a_tokenizer_cut_short(tmp_path: Path, cut: int) -> None:
     path.write_bytes(path.read_bytes()[:-cut])
     with pytest.raises(CheckpointError, match="token 1"):
         LlamaTokenizer(path)
+
+
+@pytest.mark.parametrize("length", [1, 31, 32, 33, 70])
+def test_a_text_read_in_pieces_is_the_text_read_at_once(length: int) -> None:
+    """The cache gives what the whole forward gives, whatever lies behind the text."""
+    gs.manual_seed(length)
+    model = Llama(LlamaConfig(16, 24, 2, 4, 2, 40, 128)).requires_grad_(False)
+    decoder = Decoder(model, context=90)
+    tokens = [i * i % 40 for i in range(length)]
+    for _ in range(90 - length):
+        found = decoder.read(tokens[decoder.position:])
+        assert found == int(model(gs.tensor([tokens]))[0, -1].argmax().item())
+        tokens.append(found)
+    assert decoder.position == 89
+    decoder.read([1])
+    with pytest.raises(ValueError, match="1 tokens at position 90 of 90"):
+        decoder.read([1])
+
+
+def test_one_program_decodes_every_position() -> None:
+    model = Llama(CONFIG).requires_grad_(False)
+    decoder = Decoder(model)
+    for token in range(CONFIG.seq_len):
+        decoder.read([token % 10])
+    assert decoder._step.traced == 1

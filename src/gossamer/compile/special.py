@@ -12,6 +12,7 @@ from math import prod
 
 from gossamer.compile.attention import backward_calls, forward_calls
 from gossamer.compile.calls import BufferRef, Call
+from gossamer.compile.decoding import decoding_calls
 from gossamer.compile.gemm import Target
 from gossamer.compile.llvm import write_kernel
 from gossamer.compile.lower import Lowering, Nest, Place, lower_loops, ravel, unravel
@@ -133,10 +134,17 @@ def _fits(group: list[tuple[Node, Place]], part: Node, buffers: dict[int, int]) 
             and all(part is not other for other, _ in group))
 
 
+def _attention(cluster: Cluster, buffers: dict[int, int], target: Target,
+               specialize: bool) -> list[Call]:
+    """Attention within a text, or to a cache."""
+    cached = cluster.members[0].attrs["start"]
+    return (decoding_calls if cached else forward_calls)(cluster, buffers, target, specialize)
+
+
 SPECIAL: dict[str, Callable[[Cluster, dict[int, int], Target, bool], list[Call]]] = {
     "scan": _scan, "scatter": _scatter, "scatter_add": _scatter,
     "argsort": _argsort, "concat": _concat,
-    "attention": forward_calls, "attention_grad": backward_calls,
+    "attention": _attention, "attention_grad": backward_calls,
     "conv": convolution_calls, "conv_weight": weight_calls,
     "quantized_linear": product_calls,
 }

@@ -128,12 +128,11 @@ class Attention(nn.Module):
         v = self._values(x, ids).view(B, T, -1, K).transpose(1, 2)
         q = norm(rotate(q, cos, sin)) * SHARPNESS
         k = norm(rotate(k, cos, sin)) * SHARPNESS
-        if place is not None:
-            k, v = place.extend(self.layer, k, v)  # (B, H_kv, S, K)
-        y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=None if place is None else place.mask, is_causal=place is None,
-            enable_gqa=self.config.kv_heads != self.config.n_head,
-        )
+        if place is None:
+            grouped = self.config.kv_heads != self.config.n_head
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+        else:
+            y = place.attend(self.layer, q, k, v)
         return self.proj(y.transpose(1, 2).reshape(B, T, D))
 
     def _values(self, x: gs.Tensor, ids: gs.Tensor) -> gs.Tensor:

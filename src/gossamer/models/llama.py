@@ -21,11 +21,12 @@ import gossamer as gs
 from gossamer import nn
 from gossamer.core.errors import CheckpointError
 
-__all__ = ["Llama", "LlamaConfig", "LlamaTokenizer", "load_llama2c"]
+__all__ = ["Decoder", "Llama", "LlamaConfig", "LlamaTokenizer", "load_llama2c"]
 
 F = nn.functional
 NORM_EPS = 1e-5  # llama2.c's rmsnorm
 ROTARY_BASE = 10_000.0  # Su et al. 2021
+PIECE = 32  # tokens of a prompt read at once, padded to it: one program for prompts of any length
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,16 @@ class LlamaConfig:
         return self.dim // self.n_heads
 
 
-def rotate(x: gs.Tensor) -> gs.Tensor:
-    """Turn each pair (x[2i], x[2i+1]) by the angle position * base^(-2i/K). (B, H, T, K)."""
-    length, width = x.shape[2], x.shape[3]
+def rotary(positions: gs.Tensor, width: int) -> tuple[gs.Tensor, gs.Tensor]:
+    """cos and sin of position * base^(-2i/K) for heads of `width`: (..., T) to (..., T, K/2)."""
     speed = ROTARY_BASE ** (-gs.arange(0, width, 2, dtype=gs.float32) / width)  # (K/2,)
-    angle = gs.arange(length, dtype=gs.float32)[:, None] * speed  # (T, K/2)
+    angle = positions.to(gs.float32)[..., None] * speed
+    return gs.cos(angle), gs.sin(angle)
+
+
+def rotate(x: gs.Tensor, cos: gs.Tensor, sin: gs.Tensor) -> gs.Tensor:
+    """Turn each pair (x[2i], x[2i+1]) by its position's angle. (B, H, T, K)."""
     even, odd = x[..., 0::2], x[..., 1::2]
-    cos, sin = gs.cos(angle), gs.sin(angle)
     return gs.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
 
 
@@ -79,14 +83,19 @@ class Attention(nn.Module):
         self.wv = nn.Linear(config.dim, kv, bias=False)
         self.wo = nn.Linear(config.dim, config.dim, bias=False)
 
-    def forward(self, x: gs.Tensor) -> gs.Tensor:
+    def forward(self, x: gs.Tensor, cos: gs.Tensor, sin: gs.Tensor, place: nn.Place | None,
+                layer: int) -> gs.Tensor:
         batch, length, dim = x.shape
 
         def heads(y: gs.Tensor) -> gs.Tensor:
             return y.view(batch, length, -1, self.config.head_dim).transpose(1, 2)  # (B, H, T, K)
 
         q, k, v = heads(self.wq(x)), heads(self.wk(x)), heads(self.wv(x))
-        y = F.scaled_dot_product_attention(rotate(q), rotate(k), v, is_causal=True, enable_gqa=True)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if place is None:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        else:
+            y = place.attend(layer, q, k, v)
         out: gs.Tensor = self.wo(y.transpose(1, 2).reshape(batch, length, dim))
         return out
 
@@ -115,8 +124,9 @@ class Block(nn.Module):
         self.ffn_norm = nn.RMSNorm(config.dim, eps=NORM_EPS)
         self.feed_forward = FeedForward(config)
 
-    def forward(self, x: gs.Tensor) -> gs.Tensor:
-        x = x + self.attention(self.attention_norm(x))
+    def forward(self, x: gs.Tensor, cos: gs.Tensor, sin: gs.Tensor, place: nn.Place | None,
+                layer: int) -> gs.Tensor:
+        x = x + self.attention(self.attention_norm(x), cos, sin, place, layer)
         return x + self.feed_forward(self.ffn_norm(x))
 
 
@@ -133,31 +143,99 @@ class Llama(nn.Module):
         if config.tied:
             self.output.weight = self.tok_embeddings.weight
 
-    def forward(self, tokens: gs.Tensor) -> gs.Tensor:
+    def forward(self, tokens: gs.Tensor, place: nn.Place | None = None,
+                last: gs.Tensor | None = None) -> gs.Tensor:
+        """Scores of the next token.
+
+        Args:
+            tokens: (B, T) int64.
+            place: where they continue the rows of a cache, to which they are added; without it
+                they begin a sequence each.
+            last: (1,) int64: the one position whose scores are wanted.
+
+        Returns:
+            (B, T, V) float32, or (B, 1, V) with `last`.
+        """
+        c = self.config
+        if place is None:
+            cos, sin = rotary(gs.arange(tokens.shape[1]), c.head_dim)  # (T, K/2)
+        else:
+            cos, sin = (t[:, None] for t in rotary(place.positions, c.head_dim))  # (B, 1, T, K/2)
         x = self.tok_embeddings(tokens)
-        for block in self.layers:
-            x = block(x)
+        for layer, block in enumerate(self.layers):
+            x = block(x, cos, sin, place, layer)
+        if last is not None:
+            x = x.index_select(1, last)
         out: gs.Tensor = self.output(self.norm(x))
         return out
+
+    def cache(self, rows: int = 1, context: int = 0) -> nn.KVCache:
+        """An empty cache for `rows` conversations of up to `context` tokens (0: as the config)."""
+        c = self.config
+        return nn.KVCache(c.n_layers, rows, context or c.seq_len, c.n_kv_heads, c.head_dim)
 
     def greedy(self, tokens: list[int], count: int) -> Iterator[int]:
         """Up to `count` further tokens, each the likeliest; ends before BOS (1) or EOS (2).
 
-        Cost: the whole text again for each token, padded to one length so that a compiled forward
-        serves every step.
+        Cost: the text once, in pieces of 32, then the weights once a token: one compiled step for
+        every position.
         """
         length = min(len(tokens) + count, self.config.seq_len)
-        text = gs.zeros(1, length, dtype=gs.int64)
-        text[0, :len(tokens)] = gs.tensor(tokens)
-        forward = gs.compile(self.forward)
-        for position in range(len(tokens), length):
-            with gs.no_grad():
-                logits = forward(text)[0, position - 1]
-            token = int(logits.argmax().item())
+        decoder = Decoder(self, length)
+        token = decoder.read(tokens)
+        for _ in range(len(tokens), length):
             if token in (1, 2):
                 return
-            text[0, position] = token
             yield token
+            if decoder.position < length:
+                token = decoder.read([token])
+
+
+class Decoder:
+    """One conversation with a model: what was read stays in the cache. Greedy.
+
+    Args:
+        model: a Llama, quantised or not; it is not trained here.
+        context: most tokens of the conversation (0: the model's own).
+
+    Attributes:
+        position: tokens read so far.
+    """
+
+    def __init__(self, model: Llama, context: int = 0) -> None:
+        self.model, self.position = model, 0
+        # Room for a whole piece at the end: what lies behind the text is never looked at.
+        self.context = context or model.config.seq_len
+        self.cache = model.cache(1, -(-self.context // PIECE) * PIECE)
+        self._step = gs.compile(self._compute)
+
+    def read(self, tokens: list[int]) -> int:
+        """Read tokens behind what was read; returns the likeliest next one.
+
+        Raises:
+            ValueError: nothing to read, or no room for it.
+        """
+        if not 0 < len(tokens) <= self.context - self.position:
+            raise ValueError(f"Decoder.read: {len(tokens)} tokens at position {self.position} of "
+                             f"{self.context}; at least one must be given and all must fit. "
+                             "Make a Decoder with a longer context.")
+        token = 0
+        while tokens:
+            # Whole pieces must begin at a multiple of their length to end within the cache.
+            piece = tokens[:PIECE - self.position % PIECE]
+            whole = len(piece) > 1 and self.position % PIECE == 0
+            piece, tokens = (piece, tokens[len(piece):]) if whole else (tokens[:1], tokens[1:])
+            padded = [*piece, *[0] * (PIECE - len(piece))] if whole else piece
+            with gs.no_grad():
+                found = self._step(gs.tensor([padded]), gs.tensor([self.position]),
+                                   gs.tensor([len(piece) - 1]))
+            self.position += len(piece)
+            token = int(found.item()) if not tokens else 0
+        return token
+
+    def _compute(self, tokens: gs.Tensor, start: gs.Tensor, last: gs.Tensor) -> gs.Tensor:
+        place = self.cache.place(start, tokens.shape[1])
+        return self.model(tokens, place, last)[0, 0].argmax(-1)
 
 
 def load_llama2c(path: str | Path) -> Llama:

@@ -1,8 +1,8 @@
 """Keys and values of what a model has read so far, for many conversations at once. Layer 5.
 
-The one idea: the buffers always have the full context, and positions that are not yet written are
-masked. So every decoded token has the same shapes and runs the same compiled program, wherever in
-its conversation each row stands.
+The one idea: the buffers always have the full context, and how much of a row is filled is a number
+in memory. So every decoded token has the same shapes and runs the same compiled program, wherever
+in its conversation each row stands, and attention reads only what is filled.
 
 Source: Shazeer 2019 (incremental decoding); Yu et al. 2022, "Orca" (rows at different positions in
 one batch).
@@ -11,6 +11,7 @@ one batch).
 from __future__ import annotations
 
 import gossamer.functional as gf
+from gossamer.neural import scaled_dot_product_attention
 from gossamer.tensor import Tensor
 
 __all__ = ["KVCache", "Place"]
@@ -52,26 +53,34 @@ class Place:
     """The T new positions of B rows of a cache.
 
     Attributes:
+        starts: (B,) int64, positions that were filled before.
         positions: (B, T) int64, position of each new token in its conversation.
-        mask: (B, 1, T, S) bool, what each new token may look at: itself and the past.
     """
 
     def __init__(self, cache: KVCache, starts: Tensor, count: int,
                  rows: Tensor | None) -> None:
-        self.cache, self.rows = cache, rows
+        self.cache, self.rows, self.starts = cache, rows, starts
         self.positions = starts[:, None] + gf.arange(count)
-        self.mask = (gf.arange(cache.context) <= self.positions[:, :, None])[:, None]
         lines = gf.arange(cache.rows) if rows is None else rows
         self._lines = (lines[:, None] * cache.context + self.positions).flatten()  # (B T,)
 
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write (B, H, T, K) keys and values; return those of the whole rows, (B, H, S, K)."""
-        return (self._extend(self.cache.keys[layer], k),
-                self._extend(self.cache.values[layer], v))
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Write the new keys and values, (B, Hk, T, K), and let the queries attend to them and to
+        all of the past: (B, H, T, K) to (B, H, T, K).
+
+        Cost: reads the positions that are filled, not the whole context.
+        """
+        keys, values = (self._extend(buffer, new) for buffer, new in (
+            (self.cache.keys[layer], k), (self.cache.values[layer], v)))
+        y = scaled_dot_product_attention(q.to(keys.dtype), keys, values, is_causal=True,
+                                         enable_gqa=True, start=self.starts)
+        return y.to(q.dtype)
 
     def _extend(self, buffer: Tensor, new: Tensor) -> Tensor:
+        """The whole rows, (B, Hk, S, K), with the new positions written."""
         cache = self.cache
-        buffer.index_copy_(0, self._lines, new.transpose(1, 2).reshape(-1, buffer.shape[1]))
+        lines = new.transpose(1, 2).reshape(-1, buffer.shape[1])
+        buffer.index_copy_(0, self._lines, lines.to(buffer.dtype))
         whole = buffer.view(cache.rows, cache.context, cache.heads, cache.head_dim)
         if self.rows is not None:
             whole = whole.index_select(0, self.rows)
