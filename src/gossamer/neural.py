@@ -38,6 +38,7 @@ NEURAL: dict[str, Callable[..., Any]] = {
     "leaky_relu": composite("leaky_relu", "slope", slope=0.01),
     "logsigmoid": composite("logsigmoid"),
     "max_pool": composite("max_pool", "kernel", "stride", "low", "high", "dilation"),
+    "sum_pool": composite("sum_pool", "kernel", "stride", "low", "high", "dilation"),
     "mish": composite("mish"),
     "relu6": composite("relu6"),
     "selu": composite("selu"),

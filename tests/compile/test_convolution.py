@@ -42,6 +42,15 @@ CASES = {
     "tiles, odd": Case((5, 20, 13, 17), (35, 20, 3, 3)),
     "tiles, narrow": Case((17, 16, 7, 3), (24, 16, 3, 3), padding=(1, 2)),
     "tiles in bands": Case((2, 40, 70, 37), (17, 40, 3, 3), padding=2),
+    "depthwise, dilated": Case((2, 4, 13, 37), (8, 1, 5, 4), stride=(3, 2), padding=2, dilation=2,
+                               groups=4),
+    "depthwise, stride 3": Case((2, 5, 20, 65), (5, 1, 3, 5), stride=(2, 3), padding=(1, 2),
+                                groups=5),
+    "depthwise, one axis": Case((2, 4, 70), (8, 1, 7), stride=2, padding=3, groups=4),
+    "depthwise, 7 x 7": Case((2, 4, 30, 18), (4, 1, 7, 7), padding=3, groups=4),
+    "depthwise, stride above the kernel": Case((2, 4, 9, 9), (4, 1, 3, 3), stride=4, padding=1,
+                                               groups=4),
+    "three channels a group": Case((2, 6, 12, 20), (8, 3, 3, 3), padding=1, groups=2),
     "dilated": Case((4, 8, 12, 12), (16, 8, 3, 3), padding=2, dilation=2),
     "7 x 7": Case((2, 3, 20, 21), (5, 3, 7, 7), stride=2, padding=3),
     "11 x 11": Case((2, 1, 30, 30), (1, 1, 11, 11), padding=5),
@@ -124,14 +133,16 @@ def test_bfloat16_accumulates_in_float32(name: str) -> None:
     close(found, wanted, 1e-2)
 
 
-@pytest.mark.parametrize("kernel", [3, 5], ids=["tiles", "windows"])
-def test_threads_do_not_change_a_bit(threads: int, kernel: int) -> None:
-    case = Case((16, 16, 30, 30), (32, 16, kernel, kernel), padding=kernel // 2)
+@pytest.mark.parametrize(("kernel", "groups"), [(3, 1), (5, 1), (3, 16)],
+                         ids=["tiles", "windows", "planes"])
+def test_threads_do_not_change_a_bit(threads: int, kernel: int, groups: int) -> None:
+    case = Case((16, 16, 30, 30), (32, 16 // groups, kernel, kernel), padding=kernel // 2,
+                groups=groups)
     x, w, b = arrays(case, np.float32)
     g = np.random.default_rng(1).normal(size=(16, 32, 30, 30)).astype(np.float32)
     given = [gs.tensor(v, requires_grad=True) for v in (x, w, b)]
     found = gs.compile(step(case))(*given, gs.tensor(g))
-    seen = _BITS.setdefault(f"conv {kernel}", [v.numpy().copy() for v in found])
+    seen = _BITS.setdefault(f"conv {kernel} {groups}", [v.numpy().copy() for v in found])
     for mine, before in zip(found, seen, strict=True):
         np.testing.assert_array_equal(mine.numpy(), before, strict=True)
 
@@ -190,6 +201,31 @@ def test_tiles_where_they_pay(name: str, tiled: bool) -> None:
     assert any("winograd" in n for n in names) == tiled
 
 
+@pytest.mark.parametrize("name", ["depthwise", "depthwise, stride", "depthwise, one axis",
+                                  "depthwise, 7 x 7", "stride, groups"])
+def test_few_channels_go_plane_by_plane(name: str) -> None:
+    case = CASES[name]
+    x, w, b = (gs.tensor(v, requires_grad=True) for v in arrays(case, np.float32))
+    g = gs.ones(*ours(case, x, w, b).shape)
+    names = call_names(step(case), x, w, b, g)
+    assert "convolution by planes" in names and "convolution by planes: weights" in names
+
+
+def test_an_infinity_stays_in_its_windows() -> None:
+    """Lanes behind the end of a row multiply nothing."""
+    x, w = np.ones((1, 2, 6, 22), np.float32), np.ones((2, 1, 3, 3), np.float32)
+    x[0, 0, 3, 21] = np.inf  # no window of stride 2 sees it
+    g = np.ones((1, 2, 2, 10), np.float32)
+    their = torch.tensor(w, requires_grad=True)
+    T.conv2d(torch.tensor(x), their, stride=2, groups=2).backward(torch.tensor(g))
+
+    def run(x: gs.Tensor, w: gs.Tensor, g: gs.Tensor) -> gs.Tensor:
+        return gs.autograd.grad(F.conv2d(x, w, stride=2, groups=2), w, g)[0]
+
+    found = gs.compile(run)(gs.tensor(x), gs.tensor(w, requires_grad=True), gs.tensor(g))
+    np.testing.assert_array_equal(found.numpy(), their.grad.numpy())
+
+
 def test_chunks_of_images_give_what_one_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also a last chunk of fewer images, and bands of fewer rows."""
     case = Case((7, 16, 12, 18), (33, 16, 3, 3), padding=1)
@@ -222,7 +258,8 @@ def test_tiles_are_as_exact_as_windows() -> None:
 def pool_cases() -> list[tuple[Any, ...]]:
     return [((2, 3, 8, 8), 2, None, 0, 1), ((2, 3, 9, 7), 2, 2, 0, 1), ((2, 3, 9, 9), 3, 2, 1, 1),
             ((1, 2, 12, 10), (3, 2), (1, 2), (1, 0), (1, 2)), ((2, 3, 6, 6), 3, None, 0, 1),
-            ((2, 4, 5, 32), (2, 4), None, 0, 1), ((1, 1, 7, 7), 2, 3, 0, 1)]
+            ((2, 4, 5, 32), (2, 4), None, 0, 1), ((1, 1, 7, 7), 2, 3, 0, 1),
+            ((2, 3, 40, 37), 3, 1, 1, 1), ((1, 2, 21, 50), (2, 4), (1, 3), (1, 2), 1)]
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
@@ -243,7 +280,7 @@ def test_max_pool_gives_the_gradient_to_the_first_largest(case: Any, compiled: b
     run = gs.compile(run) if compiled else run
     found, dx = run(gs.tensor(x, requires_grad=True), gs.tensor(g))
     np.testing.assert_array_equal(found.numpy(), y.detach().numpy())
-    np.testing.assert_allclose(dx.numpy(), their.grad.numpy(), rtol=1e-6)
+    np.testing.assert_allclose(dx.numpy(), their.grad.numpy(), rtol=1e-6, atol=1e-6)
 
 
 def test_a_concatenated_image_is_convolved() -> None:

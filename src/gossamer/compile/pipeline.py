@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from gossamer.compile import attention, decoding, quantized, winograd
+from gossamer.compile import attention, decoding, planes, quantized, winograd
 from gossamer.compile.calls import Call
 from gossamer.compile.contraction import contraction_calls
 from gossamer.compile.expand import expand
@@ -71,7 +71,7 @@ def _unseen(stage: str, roots: list[Node]) -> None:
 
 def _has_kernel(node: Node) -> bool:
     """Whether a composite stays one node."""
-    return any(x.has_kernel(node) for x in (attention, decoding, quantized, winograd))
+    return any(x.has_kernel(node) for x in (attention, decoding, planes, quantized, winograd))
 
 
 def compile_graph(roots: Sequence[Node], inputs: Sequence[Node], target: Target,

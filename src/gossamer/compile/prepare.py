@@ -106,10 +106,10 @@ def prepare(roots: list[Node], low: DType | None = None) -> list[Node]:
             new[id(node)] = b.again(node, tuple(_in_memory(x) for x in inputs))
         elif name in ("attention", "attention_grad"):
             new[id(node)] = b.again(node, tuple(_readable(x, i) for i, x in enumerate(inputs)))
-        elif name in ("conv", "conv_weight"):  # a convolution's weight is read through strides
-            new[id(node)] = b.again(node, tuple(
-                x if i and name == "conv" and strides_of(x) else _in_memory(x)
-                for i, x in enumerate(inputs)))
+        elif name in ("conv", "conv_weight", "max_pool_grad"):
+            seen = name == "conv" and strides_of(inputs[1])  # a weight is read through strides
+            second = inputs[1] if seen else _in_memory(inputs[1])
+            new[id(node)] = b.again(node, (_in_memory(inputs[0]), second))
         elif name in ("reduce_sum", "reduce_max", "reduce_min"):
             new[id(node)] = _reduction(b, node, inputs[0])
         elif id(node) in assembled:

@@ -16,11 +16,12 @@ from gossamer.compile.decoding import decoding_calls
 from gossamer.compile.gemm import Target
 from gossamer.compile.llvm import write_kernel
 from gossamer.compile.lower import Lowering, Nest, Place, lower_loops, ravel, unravel
+from gossamer.compile.planes import plane_calls, plane_weight_calls, pool_grad_calls
 from gossamer.compile.quantized import product_calls
 from gossamer.compile.remembered import write_any_size
 from gossamer.compile.schedule import Cluster
 from gossamer.compile.sort import argsort_calls
-from gossamer.compile.winograd import convolution_calls, weight_calls
+from gossamer.compile.winograd import convolution_calls, has_kernel as has_tiles, weight_calls
 from gossamer.ir.index import Index, Read, const, var
 from gossamer.ir.loop import Axis, Kernel, Pass, Reduce, Store, Val
 from gossamer.ir.node import Node
@@ -141,10 +142,24 @@ def _attention(cluster: Cluster, buffers: dict[int, int], target: Target,
     return (decoding_calls if cached else forward_calls)(cluster, buffers, target, specialize)
 
 
+def _convolution(cluster: Cluster, buffers: dict[int, int], target: Target,
+                 specialize: bool) -> list[Call]:
+    tiled = has_tiles(cluster.members[0])
+    make = convolution_calls if tiled else plane_calls
+    return make(cluster, buffers, target, specialize)
+
+
+def _weight_gradient(cluster: Cluster, buffers: dict[int, int], target: Target,
+                     specialize: bool) -> list[Call]:
+    tiled = has_tiles(cluster.members[0])
+    make = weight_calls if tiled else plane_weight_calls
+    return make(cluster, buffers, target, specialize)
+
+
 SPECIAL: dict[str, Callable[[Cluster, dict[int, int], Target, bool], list[Call]]] = {
     "scan": _scan, "scatter": _scatter, "scatter_add": _scatter,
     "argsort": _argsort, "concat": _concat,
     "attention": _attention, "attention_grad": backward_calls,
-    "conv": convolution_calls, "conv_weight": weight_calls,
+    "conv": _convolution, "conv_weight": _weight_gradient, "max_pool_grad": pool_grad_calls,
     "quantized_linear": product_calls,
 }

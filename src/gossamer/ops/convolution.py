@@ -27,7 +27,7 @@ from gossamer.ops.reduction import argmax, broadcast, reduce_max, reduce_sum
 from gossamer.ops.rules import Type, dtype_error, shape_error
 
 __all__ = ["conv", "conv_transpose", "conv_weight", "fold_windows", "max_pool", "pad_or_cut",
-           "spatial_windows"]
+           "spatial_windows", "sum_pool"]
 
 Ints = tuple[int, ...]
 
@@ -304,6 +304,23 @@ def conv_transpose(x: Node, w: Node, *, stride: Ints, low: Ints, high: Ints, dil
                 interior=tuple(s - 1 for s in stride), dilation=dilation, groups=groups)
 
 
+# sums over windows -------------------------------------------------------------------------------
+
+
+def _sum_pool(x: Node, *, kernel: Ints, stride: Ints, low: Ints, high: Ints,
+              dilation: Ints) -> Node:
+    """A convolution with ones, plane by plane."""
+    rank = len(kernel)
+    lead, planes = x.shape[:x.ndim - rank], x.shape[x.ndim - rank:]
+    if x.dtype is not float32 or rank > 2:
+        seen = spatial_windows(pad_or_cut(x, low, high, (0,) * rank), kernel, stride, dilation)
+        return reduce_sum(seen, axes=tuple(range(seen.ndim - rank, seen.ndim)))
+    ones = CONSTANT(value=1, shape=(1, 1, *kernel), dtype=x.dtype)
+    y = conv(reshape(x, shape=(size_of(lead), 1, *planes)), ones, stride=stride, low=low,
+             high=high, interior=(0,) * rank, dilation=dilation, groups=1)
+    return reshape(y, shape=(*lead, *y.shape[2:]))
+
+
 # max pooling -------------------------------------------------------------------------------------
 
 
@@ -415,14 +432,31 @@ def _max_pool_vjp(g: Node, y: Node, x: Node, *, kernel: Ints, stride: Ints, low:
     rank, lead = len(kernel), x.ndim - len(kernel)
     if stride == kernel and set(dilation) == {1}:
         folded, lengths = _side_by_side(g, winners, kernel)
-    else:
-        place = IOTA(axis=g.ndim, shape=(*g.shape, size_of(kernel)), dtype=int32)
-        shares = _shares(g, winners, reshape(place, shape=(*g.shape, *kernel)),
-                         tuple(range(g.ndim, g.ndim + rank)))
-        lengths = tuple(n + a + b for n, a, b in zip(x.shape[lead:], low, high, strict=True))
-        folded = fold_windows(shares, lengths, stride, dilation)
-    behind = tuple(n + a - have for n, a, have in zip(x.shape[lead:], low, lengths, strict=True))
-    return (pad_or_cut(folded, tuple(-n for n in low), behind, (0,) * rank),)
+        behind = tuple(n + a - m for n, a, m in zip(x.shape[lead:], low, lengths, strict=True))
+        return (pad_or_cut(folded, tuple(-n for n in low), behind, (0,) * rank),)
+    return (max_pool_grad(g, winners, kernel=kernel, stride=stride, low=low, dilation=dilation,
+                          lengths=x.shape[lead:]),)
+
+
+def _max_pool_grad_type(op: Op, g: Node, winners: Node, *, kernel: Ints, stride: Ints, low: Ints,
+                        dilation: Ints, lengths: Ints) -> Type:
+    if g.shape != winners.shape or winners.dtype is not int32 or g.ndim < len(kernel):
+        raise shape_error(op, (g, winners), "cotangent and int32 places must have one shape, with "
+                          f"{len(kernel)} axes of windows", "Use max_pool's derivative.")
+    return (*g.shape[:g.ndim - len(kernel)], *lengths), g.dtype
+
+
+def _max_pool_grad(g: Node, winners: Node, *, kernel: Ints, stride: Ints, low: Ints,
+                   dilation: Ints, lengths: Ints) -> Node:
+    rank = len(kernel)
+    place = IOTA(axis=g.ndim, shape=(*g.shape, size_of(kernel)), dtype=int32)
+    shares = _shares(g, winners, reshape(place, shape=(*g.shape, *kernel)),
+                     tuple(range(g.ndim, g.ndim + rank)))
+    reach = tuple((n - 1) * s + (k - 1) * d + 1 for n, s, k, d in
+                  zip(g.shape[g.ndim - rank:], stride, kernel, dilation, strict=True))
+    folded = fold_windows(shares, reach, stride, dilation)
+    behind = tuple(n + a - have for n, a, have in zip(lengths, low, reach, strict=True))
+    return pad_or_cut(folded, tuple(-n for n in low), behind, (0,) * rank)
 
 
 def _pool_samples(rng: np.random.Generator) -> list[Sample]:
@@ -434,6 +468,28 @@ def _pool_samples(rng: np.random.Generator) -> list[Sample]:
     return [Sample((rng.permutation(size_of(shape)).reshape(shape) * 0.25,),
                    dict(zip(names, rest, strict=True))) for shape, *rest in cases]
 
+
+def _max_pool_grad_samples(rng: np.random.Generator) -> list[Sample]:
+    names = ("kernel", "stride", "low", "dilation", "lengths")
+    cases: tuple[tuple[Any, ...], ...] = (
+        ((2, 4), (3,), (2,), (1,), (1,), (8,)),
+        ((1, 2, 3, 2), (2, 3), (1, 2), (0, 1), (1, 1), (5, 4)),
+        ((1, 5), (2,), (1,), (0,), (3,), (8,)))
+    return [Sample((rng.normal(size=shape),
+                    rng.integers(0, size_of(rest[0]), size=shape).astype(np.int32)),
+                   dict(zip(names, rest, strict=True))) for shape, *rest in cases]
+
+
+max_pool_grad: Op = composite(
+    "max_pool_grad", "The cotangent of max_pool's operand, from that of its result and the place "
+    "of each window's winner.", infer=_max_pool_grad_type, body=_max_pool_grad,
+    batch=lambda op, size, g, winners, **attrs: op(g, winners, **attrs), promote="none",
+    cost=20.0, samples=_max_pool_grad_samples)
+
+sum_pool: Op = composite(
+    "sum_pool", "Sum of every window of the trailing axes, padded by zeros.", infer=_pool_type,
+    body=_sum_pool, batch=lambda op, size, x, **attrs: op(x, **attrs), promote="same", cost=10.0,
+    samples=_pool_samples)
 
 max_pool: Op = composite(
     "max_pool", "Largest element of every window of the trailing axes.", infer=_pool_type,

@@ -181,8 +181,8 @@ def _avg_pool(name: str, n: int, input: Tensor, kernel_size: Any, stride: Any, p
     pads = ntuple(padding, n, "padding", name)
     if divisor_override is not None and divisor_override == 0:
         raise ValueError(f"{name}: divisor_override must be not zero.")
-    w = windows(name, input, kernel, steps, pads, (1,) * n, ceil_mode, 0.0)
-    total = w.sum(tuple(range(-n, 0)))
+    _, before, behind = _paddings(name, input, kernel, steps, pads, (1,) * n, ceil_mode)
+    total: Tensor = gf.sum_pool(input, kernel, steps, before, behind, (1,) * n)
     if divisor_override is not None:
         return total / divisor_override
     per_dim = [_divisors(extents[i], kernel[i], steps[i], pads[i], total.shape[i - n],
