@@ -111,9 +111,10 @@ def test_a_value_that_is_written_later_stays_as_it_was_seen(short: list[bool]) -
 
 
 def test_the_short_way_counts_as_use_of_a_program(monkeypatch, short: list[bool]) -> None:
-    engine.clear()
-    monkeypatch.setattr(engine, "_MAX_PROGRAMS", 2)
     x = values(4)
+    engine.clear()
+    short.clear()
+    monkeypatch.setattr(engine, "_MAX_PROGRAMS", 2)
     for name in ("sin", "cos", "sin", "tan", "sin"):
         getattr(x, name)().tolist()
     assert short == [False, False, True, False, True]
