@@ -27,6 +27,7 @@ class FunctionBuilder:
 
     def __init__(self, signature: str, attributes: str = "#0", avx512: bool = False) -> None:
         self.avx512 = avx512
+        self.bfloat16: dict[str, str] = {}  # float32 values that are bfloat16: their bits, as i32
         self.lines: list[str] = [f"define {signature} {attributes} {{", "entry:"]
         self.declares: dict[str, str] = {}
         self.block = "entry"

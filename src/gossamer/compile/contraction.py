@@ -22,12 +22,13 @@ from gossamer.compile.gemm import (
     gemm,
     low_gemm,
 )
+from gossamer.compile.gemm.target import pair_tile
 from gossamer.compile.implicit import Digits, View, pack_view, scope, vectors, view_of
 from gossamer.compile.llvm import module_text, named
 from gossamer.compile.llvm_values import Lane, ValueWriter
 from gossamer.compile.lower import Lowering, ravel, unravel
 from gossamer.compile.schedule import Cluster
-from gossamer.core.dtype import DType, float32 as f32, float64
+from gossamer.core.dtype import DType, bfloat16, float32 as f32, float64
 from gossamer.ir.index import Index, Var, var
 from gossamer.ir.loop import Axis, Kernel, Pass, Store, show
 from gossamer.ir.node import Node
@@ -345,7 +346,8 @@ def _epilogue(cluster: Cluster, product: Product, buffers: dict[int, int], targe
             *(Axis(name, extent) for d in (m, n)
               for name, extent in zip(d.names, d.extents, strict=True))]
     kernel = Kernel("epilogue", axes, [], [Pass(stores=stores)])
-    builder = FunctionBuilder(_SIGNATURE, avx512=target.vector_bytes == 64)
+    flushes = dot.attrs.get("low") is bfloat16 and pair_tile(target) is not None  # as its products
+    builder = FunctionBuilder(_SIGNATURE, avx512=target.vector_bytes == 64, flushes=flushes)
     values = ValueWriter(builder, target.vector_bytes // dtype.itemsize, "n", specialize)
     values.tile_dtype = dtype
     values.env.update(b0="%b0", b1="%b1")

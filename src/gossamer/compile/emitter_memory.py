@@ -74,12 +74,21 @@ class Memory(Arithmetic):
             half = self._convert("fptrunc", value, self.vector_of("half"))
             return self.builder.value(f"fpext {self.vector_of('half')} {half} to {self.t}")
         if self.dtype is bfloat16:
-            i = self.integer
-            return self.from_bits(i.shl(self._bfloat16_bits(value), i.const(16)))
+            return self._from_bfloat16_bits(self._bfloat16_bits(value))
+        return value
+
+    def _from_bfloat16_bits(self, bits: str) -> str:
+        """The float32 of an i32 below 2^16, remembered so that a store rounds no second time."""
+        i = self.integer
+        value = self.from_bits(i.shl(bits, i.const(16)))
+        self.builder.bfloat16[value] = bits
         return value
 
     def _bfloat16_bits(self, value: str) -> str:
         """The bfloat16 nearest to a float32, as an i32 below 2^16; ties to even, NaN stays NaN."""
+        known = self.builder.bfloat16.get(value)
+        if known is not None:
+            return known
         i = self.integer
         bits = self.to_bits(value)
         top = i.lshr(bits, i.const(16))
@@ -101,8 +110,8 @@ class Memory(Arithmetic):
         if self.dtype is float16:
             return self.builder.value(f"fpext {self.memory_t} {raw} to {self.t}")
         if self.dtype is bfloat16:
-            bits = self.builder.value(f"zext {self.memory_t} {raw} to {self.int_t}")
-            return self.from_bits(self.integer.shl(bits, self.integer.const(16)))
+            return self._from_bfloat16_bits(
+                self.builder.value(f"zext {self.memory_t} {raw} to {self.int_t}"))
         return raw
 
     def _to_memory(self, value: str) -> str:
@@ -244,13 +253,26 @@ class Memory(Arithmetic):
             name = {"add": "or", "max": "or", "or": "or"}.get(kind, "and")
             return self.builder.intrinsic(f"llvm.vector.reduce.{name}.{self.suffix}", "i1",
                                           [(self.t, value)])
-        e = self
+        if self.is_float and self.width and kind in ("max", "min"):
+            return self._extreme_lane("ogt" if kind == "max" else "olt", value)
+        return self._folded(value, lambda e, low, high: str(getattr(e, names[kind])(low, high)))
+
+    def _folded(self, value: str, combine: Callable[[Memory, str, str], str]) -> str:
+        """The lanes as one scalar, halves combined with halves."""
+        e: Memory = self
         while e.width:
             half = e.width // 2
             low, high = (e._part(value, start, half) for start in (0, half))
             e = e.of(e.dtype, half)
-            value = getattr(e, names[kind])(low, high)
+            value = combine(e, low, high)
         return value
+
+    def _extreme_lane(self, predicate: str, value: str) -> str:
+        """The largest or smallest lane; NaN if one is, which is asked once for all of them."""
+        strange = self.any(self.isnan(value))
+        one = self.of(self.dtype, 0)
+        found = self._folded(value, lambda e, low, high: e._extreme(predicate, low, high))
+        return one.select(strange, one.const(float("nan")), found)
 
     def _part(self, value: str, start: int, count: int) -> str:
         if count == 1:
