@@ -20,13 +20,15 @@ class FunctionBuilder:
         signature: everything between `define` and the attributes: `void @k(ptr %args, i64 %lo)`.
         attributes: function attributes; `#0` (nounwind, CPU features) is added by the JIT.
         avx512: whether instructions of AVX-512 may be named where vectors have 512 bits.
+        flushes: whether bfloat16 results below 2^-126 may become 0, as the CPU has it.
 
     Declarations and constants that the function needs are collected in `declares`, a dict from
     symbol to its line, so that a module can merge those of many functions.
     """
 
-    def __init__(self, signature: str, attributes: str = "#0", avx512: bool = False) -> None:
-        self.avx512 = avx512
+    def __init__(self, signature: str, attributes: str = "#0", avx512: bool = False,
+                 flushes: bool = False) -> None:
+        self.avx512, self.flushes = avx512, flushes
         self.bfloat16: dict[str, str] = {}  # float32 values that are bfloat16: their bits, as i32
         self.lines: list[str] = [f"define {signature} {attributes} {{", "entry:"]
         self.declares: dict[str, str] = {}

@@ -74,6 +74,9 @@ class Memory(Arithmetic):
             half = self._convert("fptrunc", value, self.vector_of("half"))
             return self.builder.value(f"fpext {self.vector_of('half')} {half} to {self.t}")
         if self.dtype is bfloat16:
+            if self.builder.flushes:
+                low = self._convert("fptrunc", value, self.vector_of("bfloat"))
+                return self.builder.value(f"fpext {self.vector_of('bfloat')} {low} to {self.t}")
             return self._from_bfloat16_bits(self._bfloat16_bits(value))
         return value
 
@@ -120,6 +123,10 @@ class Memory(Arithmetic):
         if self.dtype is float16:
             return self._convert("fptrunc", value, self.memory_t)
         if self.dtype is bfloat16:
+            if self.builder.flushes:
+                t = self.vector_of("bfloat")
+                low = self._convert("fptrunc", value, t)
+                return self.builder.value(f"bitcast {t} {low} to {self.memory_t}")
             bits = self._bfloat16_bits(value)
             return self.builder.value(f"trunc {self.int_t} {bits} to {self.memory_t}")
         return value
