@@ -51,3 +51,21 @@ def test_results_that_are_not_aligned(streamed, rng):
         program.executable.run([source.address, made.address + 4 * offset, 0], ())
         got = made.as_numpy(np.dtype(np.float32), (x.size + offset,))[offset:].reshape(x.shape)
         np.testing.assert_allclose(got, normalised(x), atol=2e-5)
+
+
+def test_columns_of_a_scan_are_shared_out(rng):
+    """Along axis 0 every column is a sum of its own: the threads take some columns each."""
+    x = rng.standard_normal((300, 1000)).astype(np.float32)
+    run = gs.compile(lambda x: x.cumsum(0))
+    np.testing.assert_allclose(run(gs.tensor(x)).numpy(), x.cumsum(0), rtol=1e-5, atol=1e-4)
+    (call,) = run.programs()[0].compiled.calls
+    assert call.n == 1000 and 0 < call.grain < 1000
+
+
+@pytest.mark.parametrize("kind", ["amax", "amin"])
+@pytest.mark.parametrize("columns", [7, 16, 100])
+def test_an_extreme_of_a_row_with_nan_is_nan(rng, kind, columns):
+    x = rng.standard_normal((40, columns)).astype(np.float32)
+    x[np.arange(0, 40, 2), rng.integers(0, columns, 20)] = np.nan
+    got = getattr(gs.tensor(x), kind)(dim=1).numpy()
+    np.testing.assert_array_equal(got, getattr(np, kind)(x, axis=1))

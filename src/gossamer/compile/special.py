@@ -56,8 +56,9 @@ def _scan(cluster: Cluster, buffers: dict[int, int], target: Target,
     so_far = Val("acc", node.dtype, 0, (), names)
     running = Store(buffers[id(node)], linear, so_far, node.dtype)
     step = Reduce(0, node.attrs["combine"], value, running)
-    kernel = Kernel("scan", [Axis("i0", sizes[0]), Axis("i1", sizes[2])], [Axis("r0", sizes[1])],
-                    [Pass(reduces=[step])], serial=True)
+    # Without outer rows the columns are the parallel loop.
+    kept = [Axis("i0", sizes[0])] * (sizes[0] > 1 or sizes[2] == 1) + [Axis("i1", sizes[2])]
+    kernel = Kernel("scan", kept, [Axis("r0", sizes[1])], [Pass(reduces=[step])], serial=True)
     return [kernel_call(kernel, target, specialize)]
 
 
