@@ -36,6 +36,7 @@ class Modes(threading.local):
             `tracing.read_grad(tensor)` before it is read; modules report `entered(module)`.
         autocast: the dtype that `autocast` gives to products here, or None outside.
         cast_cache: casts of parameters made in this autocast region, or None to keep none.
+        mapped: how many `vmap`s the running function is inside of.
     """
 
     def __init__(self) -> None:
@@ -44,6 +45,7 @@ class Modes(threading.local):
         self.tracing: Any = None
         self.autocast: Any = None
         self.cast_cache: dict[Any, Any] | None = None
+        self.mapped = 0
 
 
 MODES = Modes()

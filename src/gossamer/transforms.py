@@ -27,7 +27,7 @@ from gossamer.modes import MODES, enable_grad
 from gossamer.tensor import LEAF, RESHAPE, Tensor, twin, wrap
 
 __all__ = ["checkpoint", "grad", "grad_and_value", "hessian", "jacfwd", "jacrev", "jvp",
-           "value_and_grad", "vjp", "vmap"]
+           "value_and_grad", "vjp", "vmap", "wait"]
 
 AFTER = prims.op("after")
 
@@ -347,7 +347,11 @@ def vmap(func: Callable[..., Any], in_dims: Any = 0, out_dims: Any = 0, randomne
             node.grad = moved.grad and STATE.grad_enabled
             inputs[node] = moved
             inner.append(wrap(node))
-        made = func(*unflatten(spec, inner), **kwargs)
+        MODES.mapped += 1
+        try:
+            made = func(*unflatten(spec, inner), **kwargs)
+        finally:
+            MODES.mapped -= 1
         results: list[Tensor] = []
         out_spec = flatten(made, results)
         found = batch([t._read() for t in results], inputs, size)
@@ -439,6 +443,15 @@ def _copied(roots: Sequence[Node], known: dict[int, Node]) -> list[Node]:
         made.grad = n.grad
         new[id(n)] = made
     return [new[id(r)] for r in roots]
+
+
+def wait(x: Tensor, *others: Tensor) -> Tensor:
+    """`x`, of which nothing is made before `others` have been computed: an order for work that
+    could be done in any, so that its memory is used again."""
+    node = x._read()
+    for other in others:
+        node = AFTER(node, other._read())
+    return wrap(node)
 
 
 def checkpoint(function: Callable[..., Any], *args: Any, use_reentrant: bool | None = None,

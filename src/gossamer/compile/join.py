@@ -62,6 +62,15 @@ class Limits:
     takes_more: Callable[[Cluster], bool]
 
 
+def _is_run(x: Node) -> bool:
+    """Whether a view is one run of neighbours in memory: it is read in order from there on."""
+    if x.op.name != "slice" or any(step != 1 for step in x.attrs["steps"]):
+        return False
+    whole = x.inputs[0].shape
+    first = next((i for i, n in enumerate(x.shape) if n != 1), 0)
+    return x.shape[first + 1:] == whole[first + 1:]
+
+
 class Joiner:
     """Joins clusters.
 
@@ -125,6 +134,8 @@ class Joiner:
                 # Nobody else wants it: it is computed here, from what it reads.
                 for y in x.inputs:
                     self._operand(cluster, y, reach, back - 1)
+        elif _is_run(x):
+            reach.bytes[id(x)] = x.size * x.dtype.itemsize
         elif x.op.name != "broadcast":
             reach.odd[id(x)] = False
         elif x.inputs[0].size > 1:

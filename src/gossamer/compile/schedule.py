@@ -310,6 +310,8 @@ class _Scheduler:
                     theirs |= mine
                     if mine and node.op.name == "broadcast":
                         theirs.add(-2)
+                    if mine and node.op.name == "after":
+                        theirs.add(-1)  # what is asked for later is kept until then
                     if key in at_home:
                         at_home.add(id(x))
                     continue

@@ -230,6 +230,11 @@ class GPT(nn.Module):
 
         Cost: `estimate_flops / 3` a token without a cache.
         """
+        return self.head(self._features(ids, place, before))[..., : self.config.vocab_size]
+
+    def _features(self, ids: gs.Tensor, place: nn.Place | None = None,
+                  before: gs.Tensor | None = None) -> gs.Tensor:
+        """(B, T, D): what the head reads."""
         T = ids.shape[1]
         if T > self.config.sequence_len:
             raise ValueError(
@@ -248,7 +253,7 @@ class GPT(nn.Module):
         x = self._smear(e, past)
         for block in self.blocks:
             x = block(x, ids, cos, sin, place)
-        return self.head(norm(x))[..., : self.config.vocab_size]
+        return norm(x)
 
     def _smear(self, e: gs.Tensor, past: gs.Tensor) -> gs.Tensor:
         """Each of (B, T, D) embeddings plus its share of those before; `past`: (B, SMEAR, D)."""
@@ -269,10 +274,12 @@ class GPT(nn.Module):
         Args:
             ids: (B, T) int64.
             targets: (B, T) int64, -1 where nothing is asked.
+
+        Cost: as `forward`; of large vocabularies only some rows of scores are held at a time.
         """
-        logits = self(ids)
-        return F.cross_entropy(
-            logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), ignore_index=-1
+        return F.linear_cross_entropy(
+            self._features(ids).reshape(-1, self.config.n_embd),
+            self.head.weight[: self.config.vocab_size], targets.reshape(-1), ignore_index=-1
         )
 
     def matrix_parameters(self) -> list[nn.Parameter]:

@@ -8,6 +8,7 @@ here from tensor functions, one family per file.
 from gossamer.nn.functional.activation import *
 from gossamer.nn.functional.adaptive import *
 from gossamer.nn.functional.attention import *
+from gossamer.nn.functional.chunked import *
 from gossamer.nn.functional.classification import *
 from gossamer.nn.functional.convolution import *
 from gossamer.nn.functional.distance import *

@@ -19,11 +19,9 @@ from gossamer.nn.functional.common import (
     reduction_name,
     shape_of,
 )
-from gossamer.nn.functional.linear import linear
 from gossamer.tensor import Tensor
 
-__all__ = ["cross_entropy", "ctc_loss", "linear_cross_entropy", "multi_margin_loss",
-           "multilabel_margin_loss", "nll_loss"]
+__all__ = ["cross_entropy", "ctc_loss", "multi_margin_loss", "multilabel_margin_loss", "nll_loss"]
 
 
 @full_precision
@@ -155,29 +153,6 @@ def _even_loss(logp: Tensor, target: Tensor, weight: Tensor | None, ignore_index
         return loss.sum() / kept.to(logp.dtype).sum()
     safe = gf.where(kept, target, gf.zeros_like(target))
     return loss.sum() / (weight[safe.long()] * kept.to(logp.dtype)).sum()
-
-
-def linear_cross_entropy(input: Tensor, linear_weight: Tensor, target: Tensor, *,
-                         linear_bias: Tensor | None = None, weight: Tensor | None = None,
-                         reduction: str = "mean", ignore_index: int | None = None,
-                         label_smoothing: float = 0.0, options: Any = None) -> Tensor:
-    """`cross_entropy(linear(input, linear_weight, linear_bias), target)`.
-
-    Args:
-        input: (in) or (N, in).
-        linear_weight: (C, in), or (C, d1, …, in) for a loss of further dimensions.
-    """
-    if linear_weight.dim() > 2:
-        features = linear_weight.shape[-1]
-        outer = shape_of(linear_weight)[:-1]
-        flat_bias = None if linear_bias is None else linear_bias.reshape(-1)
-        logits = linear(input, linear_weight.reshape(-1, features), flat_bias)
-        logits = logits.reshape(*shape_of(input)[:-1], *outer)
-    else:
-        logits = linear(input, linear_weight, linear_bias)
-    ignored = -100 if ignore_index is None else ignore_index
-    return cross_entropy(logits, target, weight=weight, ignore_index=ignored, reduction=reduction,
-                         label_smoothing=label_smoothing)
 
 
 @full_precision
