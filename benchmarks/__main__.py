@@ -123,6 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _taking_part(workload: Workload, peers: list[Peer], count: int) -> list[Peer]:
     """Peers of a row. Those with default settings only where the defaults use all cores."""
     return [p for p in peers if (not workload.only or p.name in workload.only)
+            and (p.family != "llamacpp" or p.family in workload.models)  # it only decodes
             and (p.tuned or (workload.defaults and count == len(cores())))]
 
 

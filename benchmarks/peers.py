@@ -62,6 +62,8 @@ class Peer:
             return f"{self.package} is not installed (pip install '.[compare]')"
         if self.package == "tinygrad" and not _clang():
             return "tinygrad needs clang (pip install ziglang brings one)"
+        if self.package == "xllamacpp" and importlib.util.find_spec("gguf") is None:
+            return "llama.cpp needs gguf to write its models (pip install '.[bench]')"
         return ""
 
 
@@ -111,7 +113,8 @@ def _torch_caches(folder: Path) -> dict[str, str]:
 
 
 _A = "benchmarks.adapters."
-_FAMILIES = {_A + "torchlike": "torch", _A + "jaxlike": "jax", _A + "tinylike": "tinygrad"}
+_FAMILIES = {_A + "torchlike": "torch", _A + "jaxlike": "jax", _A + "tinylike": "tinygrad",
+             _A + "llamacpp": "llamacpp"}
 _TORCH = (_torch, _torch_caches)
 PEERS: dict[str, Peer] = {
     peer.name: peer
@@ -124,6 +127,7 @@ PEERS: dict[str, Peer] = {
              _jax_caches),
         Peer("tinygrad", "tinygrad", _A + "tinylike", True, lambda n: {"NUM_CPU_THREADS": str(n)},
              _tinygrad_caches, patience=30.0),
+        Peer("llamacpp", "xllamacpp", _A + "llamacpp", False, lambda n: {}, lambda folder: {}),
         # JAX and tinygrad by default do what is set above: one thread a core they may run on.
         Peer("torch:default", "torch", _A + "torchlike", False, *_TORCH, tuned=False),
         Peer("torch-compile:default", "torch", _A + "torchlike", True, *_TORCH, tuned=False),

@@ -17,8 +17,8 @@ from benchmarks.peers import PEERS
 
 __all__ = ["draw"]
 
-_COLOURS = dict(zip(PEERS, ("#111111", "#ee6633", "#aa3377", "#4477aa", "#228833", "#eebb99",
-                            "#ddaacc"), strict=True))
+_COLOURS = dict(zip(PEERS, ("#111111", "#ee6633", "#aa3377", "#4477aa", "#228833", "#997700",
+                            "#eebb99", "#ddaacc"), strict=True))
 Record = dict[str, Any]
 
 

@@ -9,7 +9,7 @@ from benchmarks.workloads.base import Workload
 __all__ = ["GROUPS", "WORKLOADS", "chosen"]
 
 _MODULES = ("mlp", "cnn", "gpt", "nanochat", "resnet18", "lstm", "embed", "gemm", "pointwise",
-            "rows", "attention", "small", "derived", "scaling")
+            "rows", "attention", "decode", "small", "derived", "scaling")
 
 _found = {name: importlib.import_module(f"benchmarks.workloads.{name}").WORKLOADS
           for name in _MODULES}

@@ -68,7 +68,8 @@ def rotary(positions: gs.Tensor, width: int) -> tuple[gs.Tensor, gs.Tensor]:
 def rotate(x: gs.Tensor, cos: gs.Tensor, sin: gs.Tensor) -> gs.Tensor:
     """Turn each pair (x[2i], x[2i+1]) by its position's angle. (B, H, T, K)."""
     even, odd = x[..., 0::2], x[..., 1::2]
-    return gs.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
+    y = gs.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
+    return y.to(x.dtype)
 
 
 class Attention(nn.Module):
