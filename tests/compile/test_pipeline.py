@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 
 import gossamer as gs
 from gossamer.compile.calls import Call
-from gossamer.compile.memory import Arena, plan_arena
+from gossamer.compile.memory import Arena, overwritable, plan_arena
 from gossamer.compile.pipeline import Compiled, compile_graph
 from gossamer.runtime.program import host_target
 
@@ -272,3 +272,19 @@ def test_a_buffer_takes_the_place_it_is_given() -> None:
     assert arena.offsets[2] >= big and arena.nbytes == big + small
     apart = plan_arena(calls, sizes)
     assert apart.nbytes == 2 * big + small
+
+
+def test_numbers_of_another_size_keep_their_own_place(rng: np.random.Generator) -> None:
+    """Element i of four bytes lies where another worker may still read elements of eight."""
+    x, _ = _tensor(rng, 251, 260)
+
+    def program(x: Any) -> Any:
+        order = x.argsort(dim=1)  # int64: 251 x 260 x 8 bytes
+        return (order.to(gs.float32) * 2).sort(dim=1).values
+    for _ in range(5):
+        expected = np.broadcast_to(2.0 * np.arange(260), (251, 260))
+        np.testing.assert_array_equal(gs.compile(program)(x).numpy(), expected)
+    made = _compile(program, (251, 260))
+    kernel, out = next((k, s.buffer) for k in made.kernels if k is not None for s in k.stores()
+                       if s.dtype is gs.float32)
+    assert overwritable(kernel, out) == set()

@@ -80,7 +80,8 @@ def _lives(calls: list[Call], sizes: dict[int, int]) -> tuple[dict[int, int], di
 
 def overwritable(kernel: Kernel, out: int) -> set[int]:
     """Buffers whose memory the kernel may write `out` to: it reads them at no other element than
-    the one it writes, and never after it has written there.
+    the one it writes, and never after it has written there. Elements are of one size: the fifth of
+    four bytes lies elsewhere than the fifth of eight, where another worker may read.
 
     A row is one worker's, so an earlier walk over it may read what a later one overwrites.
     """
@@ -94,7 +95,8 @@ def overwritable(kernel: Kernel, out: int) -> set[int]:
         done: set[int] = set()
         for value, put in values:
             for v in _loads(value, done):
-                at_hand = not written and v.data[1:] == (puts[0].index, None)
+                at_hand = (not written and v.data[1:] == (puts[0].index, None)
+                           and v.dtype.itemsize == puts[0].dtype.itemsize)
                 (good if at_hand else bad).add(v.data[0])
             written = written or put is not None and put.buffer == out
     return good - bad
