@@ -10,6 +10,7 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -28,6 +29,7 @@ from gossamer.chat.evaluate import (
     replies_match,
 )
 from gossamer.chat.interrupt import Interrupted, only_writer
+from gossamer.chat.packing import IGNORE, Batch
 from gossamer.chat.progress import Display, StepInfo
 from gossamer.chat.schedule import Schedule
 from gossamer.chat.tasks import TASKS
@@ -116,6 +118,40 @@ def test_resumed_equals_uninterrupted_bit_for_bit(
     assert second.curriculum.weights == straight.curriculum.weights
     assert len(straight.history.quizzes) == len(second.history.quizzes) == 2
     assert straight.history.tokens == second.history.tokens == 26 * 2 * 128
+
+
+def test_accumulated_batches_have_the_gradient_of_one_big_batch(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """Means over tokens, not over batches: the parts have 3, 40 and 0 supervised tokens."""
+    trainer = make_trainer(tokenizer, tmp_path)
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, tokenizer.vocab_size, (3, 128))
+    targets = np.full((3, 128), IGNORE)
+    targets[0, 5:8], targets[1, 60:100] = ids[0, 6:9], ids[1, 61:101]
+    whole = trainer.model.loss(gs.from_numpy(ids), gs.from_numpy(targets))
+    whole.backward()
+    expected = [p.grad.numpy().copy() for p in trainer.model.parameters()]
+    for p in trainer.model.parameters():
+        p.grad = None
+    trainer._compiled_update = lambda: None
+    parts = [Batch(ids[i:i + 1], targets[i:i + 1], 0, 1) for i in range(3)]
+    assert trainer._learn(parts) == pytest.approx(whole.item(), rel=1e-6)
+    for p, grad in zip(trainer.model.parameters(), expected, strict=True):
+        np.testing.assert_allclose(p.grad.numpy(), grad, rtol=1e-4, atol=1e-6)
+
+
+def test_accumulating_trains_and_resumes(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    base = replace(SETTINGS, accumulate=3, clip=1.0, max_steps=6)
+    straight = make_trainer(tokenizer, tmp_path / "a", base)
+    straight.run()
+    assert straight.history.tokens == 6 * 3 * 2 * 128
+    make_trainer(tokenizer, tmp_path / "b", replace(base, max_steps=2)).run()
+    checkpoint = load_model(newest(tmp_path / "b"))
+    second = trainer_of(checkpoint.model, checkpoint.tokenizer, tmp_path / "b", base)
+    second.resume(checkpoint)
+    second.run()
+    assert weights(second.model) == weights(straight.model)
 
 
 def test_loss_falls(tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """What the model reads: stories first, then questions, most of what it gets wrong. Layer 7.
 
 Two stages share one stream format. "read" is pretraining: stories and solved questions with every
-token supervised. "answer" supervises the replies only. Between them and later a short quiz on
-training questions sets the tasks' weights: a task that is answered well is asked less often.
+token supervised. "answer" supervises the replies only. A third, "practice", has no examples: there
+the model's own replies are judged (`practice.py`). Between them and later a short quiz on training
+questions sets the tasks' weights: a task that is answered well is asked less often.
 
 Source: weights by loss are the idea of Graves et al. 2017 ("Automated Curriculum Learning").
 """
@@ -19,7 +20,7 @@ from gossamer.chat.evaluate import Score, to_conversation
 from gossamer.chat.message import pieces_of, words_of
 from gossamer.chat.narrative import draw_tale
 from gossamer.chat.packing import MakeExample
-from gossamer.chat.task import Task, sample
+from gossamer.chat.task import Question, Task, sample
 from gossamer.chat.tokenizer import Rendered, Tokenizer
 
 __all__ = ["Curriculum", "tokenizer_corpus"]
@@ -43,32 +44,37 @@ class Curriculum:
         facts: values for the model's answers about itself (`minutes`, `parameters`).
         corpus: a person's own documents, read besides.
         read_share: share of the budget for the first stage; None = by whether there is a corpus.
+        practice_share: share of the budget for the last stage.
     """
 
     def __init__(
         self, tasks: Mapping[str, Task], tokenizer: Tokenizer, facts: Mapping[str, str],
-        corpus: Corpus | None = None, read_share: float | None = None,
+        corpus: Corpus | None = None, read_share: float | None = None, practice_share: float = 0.0,
     ) -> None:
         self.tasks, self.tokenizer, self.facts = dict(tasks), tokenizer, dict(facts)
         self.corpus = corpus
         if read_share is None:
             read_share = READ_SHARE if corpus is None else CORPUS_READ_SHARE
-        self.read_share = read_share
+        self.read_share, self.practice_share = read_share, practice_share
         self.weights = {name: task.share for name, task in tasks.items()}
 
     def stage_at(self, progress: float) -> str:
-        """ "read" or "answer", by the elapsed share of the budget."""
-        return "read" if progress < self.read_share else "answer"
+        """ "read", "answer" or "practice", by the elapsed share of the budget."""
+        if progress < self.read_share:
+            return "read"
+        return "answer" if progress < 1.0 - self.practice_share else "practice"
+
+    def question(self, rng: Random) -> Question:
+        """A training question, of a task drawn with the present weights."""
+        names, weights = list(self.weights), list(self.weights.values())
+        return sample(self.tasks[rng.choices(names, weights)[0]], rng)
 
     def maker(self, stage: str) -> MakeExample:
-        """A function that draws one example of a stage with the present weights."""
-        names, weights = list(self.weights), list(self.weights.values())
-
+        """A function that draws one example of "read" or "answer" with the present weights."""
         def answer(rng: Random) -> Rendered:
             if rng.random() < _DIALOGUE_SHARE:
                 return self.tokenizer.render(draw_dialogue(rng, self.facts))
-            task = self.tasks[rng.choices(names, weights)[0]]
-            return self.tokenizer.render(to_conversation(sample(task, rng)))
+            return self.tokenizer.render(to_conversation(self.question(rng)))
 
         def read(rng: Random) -> Rendered:
             if rng.random() < _TALE_SHARE:

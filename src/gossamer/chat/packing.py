@@ -23,7 +23,7 @@ import numpy as np
 from gossamer.chat.corpus import Corpus
 from gossamer.chat.tokenizer import Rendered
 
-__all__ = ["Batch", "Packer", "Prefetcher", "split_long"]
+__all__ = ["IGNORE", "Batch", "Packer", "Prefetcher", "split_long"]
 
 WAITING = 96  # examples to choose from: 1.5 % padding at rows of 257 (64: 2.1 %, 256: 0.9 %)
 IGNORE = -1  # target of a position that is not supervised

@@ -79,6 +79,7 @@ class SpeedrunOptions:
         clip: largest gradient norm, 0 = none.
         depth: layers of the model, its width is 32 times that; 0 = by the minutes.
         data: a person's own files and folders, to be read besides.
+        practice: share of the training for reinforcement, at its end.
         root: folder of runs.
     """
 
@@ -91,6 +92,7 @@ class SpeedrunOptions:
     clip: float = 0.0
     depth: int = 0
     data: tuple[str, ...] = ()
+    practice: float = 0.0
     root: Path = Path("runs")
 
 
@@ -306,7 +308,7 @@ def _trainer(
         seconds=seconds, optimizer=options.optimizer, clip=options.clip,
         lr_scale=options.lr_scale, seed=options.seed,
     )
-    curriculum = Curriculum(TASKS, tokenizer, about, corpus)
+    curriculum = Curriculum(TASKS, tokenizer, about, corpus, practice_share=options.practice)
     return Trainer(model, curriculum, settings, folder, Display(console), clock)
 
 

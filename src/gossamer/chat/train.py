@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,7 +24,8 @@ from gossamer.chat.checkpoint import Checkpoint, latest, save
 from gossamer.chat.curriculum import Curriculum
 from gossamer.chat.evaluate import Score, evaluate, mean_score, question_set
 from gossamer.chat.interrupt import Interrupted, command, run_name, stop_signals
-from gossamer.chat.packing import Batch, Packer, Prefetcher
+from gossamer.chat.packing import IGNORE, Batch, Packer, Prefetcher
+from gossamer.chat.practice import Practice, practice_loss
 from gossamer.chat.progress import Display, StepInfo
 from gossamer.chat.schedule import Schedule, Stopwatch
 from gossamer.chat.tokenizer import Tokenizer
@@ -49,7 +51,8 @@ class TrainSettings:
 
     Args:
         seconds: budget of training, compile time of the step included.
-        batch_size: rows of `sequence_len` tokens a step.
+        batch_size: rows of `sequence_len` tokens computed at once.
+        accumulate: batches a step, whose gradients are summed before the weights change.
         optimizer: "muon" for the blocks' matrices (AdamW for the rest), or "adamw" for all.
         matrix_lr: of the blocks' matrices; None = the optimizer's own default below.
         embedding_lr: of the token embedding.
@@ -66,6 +69,7 @@ class TrainSettings:
 
     seconds: float = 510.0
     batch_size: int = 8
+    accumulate: int = 1
     optimizer: str = "muon"
     matrix_lr: float | None = None
     embedding_lr: float = 0.7
@@ -95,12 +99,14 @@ class History:
         steps: [step, seconds, loss] per step.
         quizzes: [step, seconds, mean accuracy, {task: accuracy}, its duration] per quiz.
         tokens: tokens trained on.
+        practice: [step, seconds, pass@1, pass@k] per step of practice.
         split: examples longer than a row, cut in pieces.
         padding: positions that held no example.
     """
 
     steps: list[list[float]] = field(default_factory=list)
     quizzes: list[list[Any]] = field(default_factory=list)
+    practice: list[list[float]] = field(default_factory=list)
     tokens: int = 0
     split: int = 0
     padding: int = 0
@@ -138,6 +144,15 @@ class Trainer:
         self._recent: deque[tuple[float, int]] = deque(maxlen=_RATE_STEPS)
         self._interrupted = threading.Event()
         self._compiled: Callable[[gs.Tensor, gs.Tensor], gs.Tensor] = gs.compile(self._train_step)
+        self._compiled_part: Callable[..., gs.Tensor] = gs.compile(self._part)
+        self._compiled_update: Callable[[], None] = gs.compile(self._update)
+        self._compiled_practice: Callable[..., gs.Tensor] = gs.compile(self._practice)
+
+    @cached_property
+    def _practised(self) -> Practice:
+        """Made when practice begins: it has a cache of keys and values."""
+        return Practice(self.model, self.tokenizer, self.curriculum.question,
+                        seed=self.settings.seed)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -165,7 +180,8 @@ class Trainer:
         watch = Stopwatch(self.seconds_before, self._clock)
         packer = self._make_packer()
         stage = self.curriculum.stage_at(watch.seconds() / self.settings.seconds)
-        packer.make = self.curriculum.maker(stage)
+        if stage != "practice":
+            packer.make = self.curriculum.maker(stage)
         last_save = watch.seconds()
         for *_, loss in self.history.steps:
             self.display.curve.add(loss)
@@ -176,9 +192,14 @@ class Trainer:
                 if self._quiz_due(progress):
                     self._quiz(watch)
                     stage = ""  # the weights changed: draw from a new maker
-                if stage != (stage := self.curriculum.stage_at(progress)):
+                if stage != (stage := self.curriculum.stage_at(progress)) and stage != "practice":
                     batches.switch(self.curriculum.maker(stage))
-                self._one_step(batches.next(), progress, watch, stage)
+                self._set_rates(progress)
+                if stage == "practice":
+                    self._practice_step(watch)
+                else:
+                    taken = [batches.next() for _ in range(self.settings.accumulate)]
+                    self._one_step(taken, watch, stage)
                 if self._interrupted.is_set():
                     self._stop(batches, watch)
                 if watch.seconds() - last_save >= self.settings.checkpoint_seconds:
@@ -194,27 +215,76 @@ class Trainer:
         """Forward, backward, clip, update: the function that is compiled as a whole."""
         loss = self.model.loss(ids, targets)
         loss.backward()
+        self._update()
+        return loss.detach()
+
+    def _practice(self, ids: gs.Tensor, targets: gs.Tensor, advantages: gs.Tensor) -> gs.Tensor:
+        """The same on the model's own attempts, and compiled as a whole too."""
+        loss, surprise = practice_loss(self.model, ids, targets, advantages)
+        loss.backward()
+        self._update()
+        return surprise
+
+    def _part(self, ids: gs.Tensor, targets: gs.Tensor, share: gs.Tensor) -> gs.Tensor:
+        """The gradient of one of several batches, added to what is there.
+
+        `share` is its part of all supervised tokens, so the sum is the gradient of one big batch.
+        """
+        loss = self.model.loss(ids, targets) * share
+        loss.backward()
+        return loss.detach()
+
+    def _update(self) -> None:
+        """Clip, and step the optimizers."""
         if self.settings.clip:
             gs.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()  # at the end: no gradient outlives the program
-        return loss.detach()
 
-    def _one_step(self, batch: Batch, progress: float, watch: Stopwatch, stage: str) -> None:
+    def _set_rates(self, progress: float) -> None:
         factor = self.settings.lr_scale * self.settings.schedule.factor(self.step, progress)
         for optimizer, base in zip(self.optimizers, self._base_lrs, strict=True):
             for group, lr in zip(optimizer.param_groups, base, strict=True):
                 group["lr"] = lr * factor
-        loss = self._compiled(gs.from_numpy(batch.ids), gs.from_numpy(batch.targets)).item()
+
+    def _one_step(self, batches: Sequence[Batch], watch: Stopwatch, stage: str) -> None:
+        self.history.padding += sum(batch.padding for batch in batches)
+        self._count(self._learn(batches), sum(b.ids.size for b in batches), watch, stage)
+
+    def _learn(self, batches: Sequence[Batch]) -> float:
+        """One update by the mean over the supervised tokens of all batches; the loss."""
+        if len(batches) == 1:
+            return self._compiled(*_tensors(batches[0])).item()
+        counts = [int((batch.targets != IGNORE).sum()) for batch in batches]
+        loss = 0.0
+        for batch, count in zip(batches, counts, strict=True):
+            if count:  # else it has no gradient, and its mean is no number
+                share = gs.tensor(count / sum(counts))
+                loss += self._compiled_part(*_tensors(batch), share).item()
+        self._compiled_update()
+        return loss
+
+    def _practice_step(self, watch: Stopwatch) -> None:
+        """Try, be judged, learn."""
+        self.model.eval()
+        tried = self._practised.attempt(self.step)
+        self.model.train()
+        loss = self._compiled_practice(*map(gs.from_numpy, (tried.ids, tried.targets,
+                                                            tried.advantages))).item()
+        self.history.practice.append([self.step + 1, round(watch.seconds(), 3), tried.right,
+                                      tried.solved])
+        self._count(loss, tried.ids.size, watch, "practice")
+
+    def _count(self, loss: float, tokens: int, watch: Stopwatch, stage: str) -> None:
+        """One step more."""
         if not math.isfinite(loss):
             self._fail(loss)
         self.step += 1
         seconds = watch.seconds()
         self.history.steps.append([self.step, round(seconds, 3), loss])
-        self.history.tokens += batch.ids.size
-        self.history.padding += batch.padding
-        self._recent.append((seconds, batch.ids.size))
+        self.history.tokens += tokens
+        self._recent.append((seconds, tokens))
         self.display.step(self._info(seconds, stage))
 
     def _info(self, seconds: float, stage: str) -> StepInfo:
@@ -317,6 +387,10 @@ class Trainer:
             raise KeyboardInterrupt
         self._interrupted.set()
         self.display.stopping()
+
+
+def _tensors(batch: Batch) -> tuple[gs.Tensor, gs.Tensor]:
+    return gs.from_numpy(batch.ids), gs.from_numpy(batch.targets)
 
 
 def _weakest(scores: Sequence[Score]) -> str:

@@ -98,13 +98,17 @@ def speedrun_command(
         typer.Option(metavar="PATH", help="A file or folder of your own to read besides (txt, md, "
                      "jsonl or parquet); may be given several times.")
     ] = None,
+    practice: Annotated[
+        float, typer.Option(min=0.0, max=0.9, metavar="SHARE", help="Of the training, at its end, "
+                            "for reinforcement: own replies, rewarded if right.")
+    ] = 0.0,
     chat: Annotated[bool, typer.Option(help="Talk to the model at the end.")] = True,
     root: Root = _ROOT,
 ) -> None:
     """From nothing to a chat model: data, tokenizer, training, test and report."""
     options = SpeedrunOptions(
         minutes, name, seed, questions, optimizer.value, lr_scale, clip, depth,
-        tuple(data or ()), root
+        tuple(data or ()), practice, root
     )
     speedrun(options, resume=resume, chat=chat)
 
