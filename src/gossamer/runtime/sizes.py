@@ -26,8 +26,8 @@ from gossamer.ir.node import Node, toposort
 
 __all__ = ["Family", "Sizes", "family_of", "filled", "forget", "refused"]
 
-# What a graph may be made of: products, scans and sorts choose by sizes in ways of their own.
-_KINDS = frozenset({"leaf", "elementwise", "reduction", "movement"})
+# What a graph may be made of: products and sorts choose by sizes in ways of their own.
+_KINDS = frozenset({"leaf", "elementwise", "reduction", "movement", "indexing", "scan"})
 _MOST_FAMILIES = 512  # structures remembered, those asked for longest ago go first
 _MOST_PLANS = 16  # of one structure: each is about 20 kB
 _REFUSAL = 4  # plans that one which could not be made counts for
@@ -211,8 +211,6 @@ def _traced(last: Sequence[int], values: Sequence[int],
     roots, inputs = graph(iter(mixed))
     later = _Later()
     made = compile_graph(roots, inputs, target, specialize=False, see=_only_simple, place=later)
-    if made.checks:
-        raise _Never("an index is checked")
     numbers = _Numbers()
     calls = []
     for call in made.calls:
