@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from gossamer.core.collector import paused
 from gossamer.core.dtype import get_default_dtype
 from gossamer.core.errors import TraceError
 from gossamer.core.precision import get_float32_matmul_precision
@@ -81,7 +82,7 @@ class CompiledFunction:
                 kwargs: dict[str, Any]) -> Specialization:
         """A new trace, or the one that another thread made while this one waited."""
         looked = len(known)
-        with _tracing:
+        with _tracing, paused():
             for found in known[looked:]:
                 if found.holds():
                     return found

@@ -1,4 +1,4 @@
-"""Kernels written once for all sizes are those that would have been written anew."""
+"""Kernels written once, for all sizes or all buffers, are those that would be written anew."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def twins(monkeypatch) -> list[bool]:
     """Every kernel is also written anew and compared; for each, whether it had been known."""
     seen: list[bool] = []
 
-    def checked(kernel: Kernel, vector_bytes: int) -> Written:
+    def checked(kernel: Kernel, vector_bytes: int, specialize: bool) -> Written:
         known = len(remembered._known)
-        found = remembered.write_any_size(kernel, vector_bytes)
-        anew = write_split(kernel, vector_bytes, False)[0]
+        found = remembered.write_remembered(kernel, vector_bytes, specialize)
+        anew = write_split(kernel, vector_bytes, specialize)[0]
         assert found == anew and found.source.text == anew.source.text
         assert found.source.loops == anew.source.loops
         seen.append(len(remembered._known) == known)
@@ -56,7 +56,7 @@ def twins(monkeypatch) -> list[bool]:
 
     remembered.forget()
     engine.clear()
-    monkeypatch.setattr(special, "write_any_size", checked)
+    monkeypatch.setattr(special, "write_remembered", checked)
     return seen
 
 
@@ -76,11 +76,33 @@ def test_another_size_is_the_kernel_that_would_be_written(name: str, twins: list
     assert sum(twins) >= len(twins) // 5, (sum(twins), len(twins))
 
 
-def compiled(node) -> None:
+def compiled(node, specialize: bool = False) -> None:
     """The passes without LLVM."""
     graph = engine.Canonical([node])
-    roots, inputs = graph.graph()
-    engine.compile_graph(roots, inputs, engine.host_target(), specialize=False)
+    roots, inputs = graph.graph(literal=specialize)
+    engine.compile_graph(roots, inputs, engine.host_target(), specialize=specialize)
+
+
+@pytest.mark.parametrize("specialize", [True, False])
+def test_layers_share_their_kernels(specialize: bool, twins: list[bool]) -> None:
+    """The same loops on other buffers, in other orders, on one buffer twice, and in place."""
+    x = gs.from_numpy(np.zeros((24, 40), np.float32))
+    y = gs.from_numpy(np.ones((24, 40), np.float32))
+    first = second = x
+    for a, b in ((x, y), (y, x), (x, x)) * 4:
+        first = (first.softmax(-1) * a - b.sum(0)).cumsum(0)
+        second = (b - second.T.cumsum(0).T * first.amax(1, keepdim=True) + a).softmax(0)
+    compiled((first + second)._node, specialize)
+    assert sum(twins) > len(twins) // 2
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_literal_sizes_are_those_of_the_loops(name: str, twins: list[bool]) -> None:
+    for shape in ((20, 30), (30, 20), (20, 20), (16, 64), (3, 9), (20, 30)):
+        for dtype in (np.float32, np.float64):
+            x = gs.from_numpy(np.zeros(shape, dtype))
+            compiled((STRUCTURES[name](x) + STRUCTURES[name](x * 2))._node, True)
+    assert any(twins) and not all(twins)
 
 
 def test_what_the_writer_looks_at_is_told_apart(twins: list[bool]) -> None:

@@ -24,6 +24,7 @@ from gossamer.compile.rows import keep_rows
 from gossamer.compile.schedule import Cluster, Plan, schedule
 from gossamer.compile.simplify import simplify
 from gossamer.compile.special import SPECIAL, kernel_call
+from gossamer.core.collector import paused
 from gossamer.ir.loop import Kernel
 from gossamer.ir.node import Node, toposort, type_text, user_line
 
@@ -74,6 +75,7 @@ def _has_kernel(node: Node) -> bool:
     return any(x.has_kernel(node) for x in (attention, decoding, planes, quantized, winograd))
 
 
+@paused()
 def compile_graph(roots: Sequence[Node], inputs: Sequence[Node], target: Target,
                   specialize: bool, donate: Sequence[tuple[int, int]] = (),
                   see: Callable[[str, list[Node]], None] = _unseen,

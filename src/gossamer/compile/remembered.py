@@ -1,10 +1,11 @@
-"""Kernels written once for all sizes: text and argument recipe, found by structure. Layer 2.
+"""Kernels written once: text and argument recipe, found by structure. Layer 2.
 
-The one idea: outside `compile` sizes are words of the argument block, so the text of a kernel for
-another shape is the same unless the writer decided by a size. `_Shape` walks the loops and gives
-every integer a number by first appearance, except those that the writer looks at, which stay
-themselves. Loops with equal walks differ by nothing but a one-to-one renaming of sizes, so that
-they have one text, and each argument word is the size with the same number.
+The one idea: the text of a kernel does not depend on the buffers that it is given, so that the
+layers of a model share theirs; and outside `compile`, where sizes are words of the argument block,
+not on sizes unless the writer decided by one. `_Shape` walks the loops and gives every buffer and
+every integer a number by first appearance, except integers that the writer looks at, which stay
+themselves. Loops with equal walks differ by nothing but a one-to-one renaming, so that they have
+one text, and each argument word is the buffer or the size with the same number.
 
 What the writer looks at: -1 to 8 (left out, literal, strides that are shuffled, vectors too short
 to pay), divisors up to 64 (lanes that repeat), the sign of what is divided. The grain, which
@@ -20,13 +21,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from gossamer.compile.calls import KernelSource, Word
+from gossamer.compile.calls import BufferRef, KernelSource, Word
 from gossamer.compile.llvm import Split, Written, write_split
 from gossamer.core.traced import Untraceable, is_traced, pinned
 from gossamer.ir.index import Condition, Index, Quotient, Read, Remainder, Var
 from gossamer.ir.loop import Axis, Kernel, Store, Val, show
 
-__all__ = ["forget", "write_any_size"]
+__all__ = ["forget", "write_remembered"]
 
 _LOW, _HIGH = -1, 8  # integers that stay themselves
 _MOST_DIVISOR = 64  # lanes of the widest vector of bytes
@@ -40,12 +41,18 @@ class _Unknown(Exception):
 class _Shape:
     """The walk over a kernel's loops.
 
+    Args:
+        literal: all integers stay themselves.
+
     Attributes:
         key: equal for kernels of one text.
         sizes: the integers, by number.
+        buffers: the program's buffers, by number.
     """
 
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(self, kernel: Kernel, literal: bool) -> None:
+        self.literal = literal
+        self._buffers: dict[int, int] = {}
         self._numbers: dict[int, int] = {}
         self._vals: dict[int, int] = {}
         parts: list[Any] = [self._axes(kernel.kept), self._axes(kernel.reduced), kernel.serial]
@@ -61,18 +68,24 @@ class _Shape:
                 tuple([self._store(s) for s in p.row_stores])))
         self.key = tuple(parts)
         self.sizes = list(self._numbers)
+        self.buffers = list(self._buffers)
 
     def _size(self, value: int) -> int:
         """The integer itself, or -2 - its number."""
+        if self.literal:
+            return value
         if _LOW <= value <= _HIGH:
             return pinned(value)
         return -2 - self._numbers.setdefault(value, len(self._numbers))
+
+    def _buffer(self, buffer: int) -> int:
+        return self._buffers.setdefault(buffer, len(self._buffers))
 
     def _axes(self, axes: Iterable[Axis]) -> tuple[Any, ...]:
         return tuple([(a.name, self._size(a.extent)) for a in axes])
 
     def _store(self, store: Store) -> tuple[Any, ...]:
-        return (store.buffer, self._index(store.index), self._vals[id(store.value)],
+        return (self._buffer(store.buffer), self._index(store.index), self._vals[id(store.value)],
                 store.dtype.name, store.update)
 
     def _val(self, val: Val) -> tuple[Any, ...]:
@@ -80,7 +93,7 @@ class _Shape:
         if val.kind == "op":
             own: Any = (data[0].name, tuple([(k, _told_apart(v)) for k, v in data[1].items()]))
         elif val.kind == "load":
-            own = (data[0], self._index(data[1]), self._condition(data[2]))
+            own = (self._buffer(data[0]), self._index(data[1]), self._condition(data[2]))
         elif val.kind == "const":
             own = _told_apart(data)
         elif val.kind in ("param", "acc"):
@@ -127,18 +140,26 @@ def _told_apart(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class _Remembered:
-    """A kernel for any size; `words` has the number of a size for each word in `places`."""
+    """A kernel's text, and how its words are made.
+
+    Attributes:
+        sizes: (word, number of a size) of the words that are sizes.
+        buffers: (word, number of a buffer) of those that point to one.
+    """
 
     symbol: str
     text: str
     split: Split
     words: tuple[Word, ...]
-    places: tuple[tuple[int, int], ...]
+    sizes: tuple[tuple[int, int], ...]
+    buffers: tuple[tuple[int, int], ...]
 
-    def at(self, kernel: Kernel, sizes: list[int]) -> Written:
+    def at(self, kernel: Kernel, shape: _Shape) -> Written:
         words = list(self.words)
-        for place, number in self.places:
-            words[place] = sizes[number]
+        for place, number in self.sizes:
+            words[place] = shape.sizes[number]
+        for place, number in self.buffers:
+            words[place] = BufferRef(shape.buffers[number])
         n, grain = self.split.of(kernel)
         loops = "" if _is_traced(kernel) else show(kernel)
         return Written(KernelSource(self.symbol, self.text, loops), tuple(words), n, grain)
@@ -149,34 +170,35 @@ _text = 0
 _lock = threading.Lock()
 
 
-def write_any_size(kernel: Kernel, vector_bytes: int) -> Written:
-    """`write_kernel` with sizes as argument words; loops that differ in sizes are written once.
+def write_remembered(kernel: Kernel, vector_bytes: int, specialize: bool) -> Written:
+    """`write_kernel`, once for loops of one structure.
 
     Args:
         kernel: the loops.
         vector_bytes: width of the machine's vector registers.
+        specialize: sizes are literals in the text; otherwise words of the argument block, and
+            loops that differ in sizes are written once.
 
     Cost: 0.05 to 0.2 ms for known loops, 0.5 to 2 ms for others.
     """
     try:
-        shape = _Shape(kernel)
-        key = (shape.key, vector_bytes)
+        shape = _Shape(kernel, specialize)
+        key = (shape.key, vector_bytes, specialize)
         hash(key)
     except (_Unknown, KeyError, TypeError):  # a Val of another kind, or attributes without a hash
-        return write_split(kernel, vector_bytes, False)[0]
+        return write_split(kernel, vector_bytes, specialize)[0]
     with _lock:
         found = _known.get(key)
         if found is not None:
             _known.move_to_end(key)
     if found is not None:
-        return found.at(kernel, shape.sizes)
+        return found.at(kernel, shape)
     if _is_traced(kernel):
         raise Untraceable(f"kernel {kernel.name} is not written yet")
-    written, split = write_split(kernel, vector_bytes, False)
-    places = _places(written.words, shape)
-    if places is not None:
-        _remember(key, _Remembered(written.source.symbol, written.source.text, split,
-                                   written.words, places))
+    written, split = write_split(kernel, vector_bytes, specialize)
+    made = _recipe(written, split, shape)
+    if made is not None:
+        _remember(key, made)
     return written
 
 
@@ -185,16 +207,20 @@ def _is_traced(kernel: Kernel) -> bool:
     return any(is_traced(a.extent) for a in (*kernel.kept, *kernel.reduced))
 
 
-def _places(words: tuple[Word, ...], shape: _Shape) -> tuple[tuple[int, int], ...] | None:
-    """(word, number of its size), or None if a word is not one of the loops' integers."""
-    found: list[tuple[int, int]] = []
-    for place, word in enumerate(words):
-        if isinstance(word, int) and not _LOW <= word <= _HIGH:
+def _recipe(written: Written, split: Split, shape: _Shape) -> _Remembered | None:
+    """How the words follow from the walk; None if one is not among the loops' integers."""
+    sizes: list[tuple[int, int]] = []
+    buffers: list[tuple[int, int]] = []
+    for place, word in enumerate(written.words):
+        if isinstance(word, BufferRef):
+            buffers.append((place, shape._buffers[word.index]))
+        elif isinstance(word, int) and not (shape.literal or _LOW <= word <= _HIGH):
             number = shape._numbers.get(word)
             if number is None:
                 return None
-            found.append((place, number))
-    return tuple(found)
+            sizes.append((place, number))
+    return _Remembered(written.source.symbol, written.source.text, split, written.words,
+                       tuple(sizes), tuple(buffers))
 
 
 def _remember(key: object, made: _Remembered) -> None:

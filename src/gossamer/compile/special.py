@@ -14,11 +14,10 @@ from gossamer.compile.attention import backward_calls, forward_calls
 from gossamer.compile.calls import BufferRef, Call
 from gossamer.compile.decoding import decoding_calls
 from gossamer.compile.gemm import Target
-from gossamer.compile.llvm import write_kernel
 from gossamer.compile.lower import Lowering, Nest, Place, lower_loops, ravel, unravel
 from gossamer.compile.planes import plane_calls, plane_weight_calls, pool_grad_calls
 from gossamer.compile.quantized import product_calls
-from gossamer.compile.remembered import write_any_size
+from gossamer.compile.remembered import write_remembered
 from gossamer.compile.schedule import Cluster
 from gossamer.compile.sort import argsort_calls
 from gossamer.compile.winograd import convolution_calls, has_kernel as has_tiles, weight_calls
@@ -35,8 +34,7 @@ def kernel_call(kernel: Kernel, target: Target, specialize: bool) -> Call:
     """Write a loop kernel and call it. Flat elementwise loops gain nothing from literal sizes, so
     one kernel serves all of them."""
     flat = len(kernel.kept) == 1 and not kernel.reduced
-    written = write_kernel(kernel, target.vector_bytes, True) if specialize and not flat \
-        else write_any_size(kernel, target.vector_bytes)
+    written = write_remembered(kernel, target.vector_bytes, specialize and not flat)
     writes = tuple({s.buffer for s in kernel.stores()})
     reads = {w.index for w in written.words if isinstance(w, BufferRef)} - set(writes)
     return Call(written.source, written.words, written.n, written.grain, kernel.name,
