@@ -103,7 +103,9 @@ def realize(nodes: Sequence[Node]) -> None:
             if n.op is INPUT:
                 unknown = True
             elif n.inputs and n.owner is not None and n.owner() is not None:
-                shown[id(n)] = n
+                n = _stored(n)
+                if n.value is None:
+                    shown[id(n)] = n
         elif n.value is META:
             META.array()
         elif MODES.tracing is not None:
@@ -116,6 +118,17 @@ def realize(nodes: Sequence[Node]) -> None:
     outputs = list(shown.values())
     evaluate(outputs, order)
     _cut(outputs)
+
+
+def _stored(node: Node) -> Node:
+    """What is kept of a node on the way: of a broadcast what it repeats, since every kernel reads
+    through one; stored, it would take its own size, be it larger than any memory."""
+    while node.value is None and node.op.name == "broadcast":
+        repeated = node.inputs[0]
+        if repeated.value is None and not repeated.inputs:
+            break  # a constant: it is part of kernels
+        node = repeated
+    return node
 
 
 # Nodes that are no operator, or stand for a part of one.

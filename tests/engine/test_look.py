@@ -142,3 +142,12 @@ def test_a_profile_sees_the_short_way_too() -> None:
     with gs.profile() as seen:
         (x + y).tolist()
     assert "add" in str(seen)
+
+
+def test_a_broadcast_on_the_way_is_read_through_not_stored() -> None:
+    """A named view of 2^40 elements over two numbers: looking at a part of it stores no more."""
+    row = gs.tensor([[1.0, 2.0]]) * 2
+    wide = row.expand(2**40, 2)
+    assert wide[2**39].tolist() == [2.0, 4.0]
+    assert wide._node.value is None and row._node.value is not None
+    assert (wide[5:8] + 1).sum(0).tolist() == [9.0, 15.0]
