@@ -482,3 +482,17 @@ def test_find_run(run_folder: Path) -> None:
         find_run(root, "other")
     with pytest.raises(CheckpointError, match="gossamer speedrun"):
         find_run(root / "nowhere", None)
+
+
+def test_the_exam_is_asked_where_a_stage_ends(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Once, with the weights of that moment; and the run is the one without an exam."""
+    plain = make_trainer(tokenizer, tmp_path / "a")
+    plain.run()
+    asked = make_trainer(tokenizer, tmp_path / "b")
+    asked.exam = question_set(TASKS, 2)
+    asked.run()
+    assert plain.history.exams == []
+    (stage, step, seconds, rows), = asked.history.exams
+    assert (stage, step, seconds) == ("read", 9, 9.0) and set(rows) == set(TASKS)
+    assert all(asked == 2 for _, asked in rows.values())
+    assert weights(asked.model) == weights(plain.model)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -75,7 +75,7 @@ def write_report(
         "",
         "![Loss and accuracy over time](curves.png)",
         "",
-        *_score_table(scores),
+        *_score_table(scores, history),
         *_figures(facts, model, history),
         *_sample_lines(facts),
         *_failure_lines(scores),
@@ -85,13 +85,41 @@ def write_report(
     return path
 
 
-def _score_table(scores: Sequence[Score]) -> list[str]:
-    rows = ["| task | what | exact match |", "| --- | --- | --- |"]
+_STAGES = {"read": "after reading", "answer": "after answering"}
+
+
+def _score_table(scores: Sequence[Score], history: History) -> list[str]:
+    """A row a task: what each stage but the last had reached, and the end."""
+    earlier = [(_STAGES.get(stage, stage), rows) for stage, _, _, rows in history.exams]
+    heads = [name for name, _ in earlier]
+    rows = [f"| task | what |{''.join(f' {h} |' for h in heads)} exact match |",
+            f"| --- | --- |{' --- |' * len(heads)} --- |"]
     for score in scores:
         doc = TASKS[score.task].doc if score.task in TASKS else ""
-        rows.append(f"| {score.task} | {doc} | {score.accuracy:.3f} ± "
+        before = (exam.get(score.task, [0, 0]) for _, exam in earlier)
+        reached = "".join(f" {right / asked:.3f} |" if asked else " |" for right, asked in before)
+        rows.append(f"| {score.task} | {doc} |{reached} {score.accuracy:.3f} ± "
                     f"{score.standard_error:.3f} ({score.right}/{score.asked}) |")
-    return [*rows, ""]
+    means = "".join(f" {_mean(exam):.3f} |" for _, exam in earlier)
+    mean, error = mean_score(scores)
+    return [*rows, f"| **mean** | |{means} **{mean:.3f} ± {error:.3f}** |", "",
+            *_practice_line(history)]
+
+
+def _mean(exam: Mapping[str, Sequence[int]]) -> float:
+    return sum(right / asked for right, asked in exam.values()) / max(1, len(exam))
+
+
+def _practice_line(history: History) -> list[str]:
+    """What practice did to the replies drawn in it, first and last tenth of its steps."""
+    if not history.practice:
+        return []
+    tenth = max(1, len(history.practice) // 10)
+    first, last = history.practice[:tenth], history.practice[-tenth:]
+    one, many = ([sum(row[i] for row in part) / tenth for part in (first, last)] for i in (2, 3))
+    return [f"Practice: {len(history.practice)} steps; replies drawn at temperature 1 were right "
+            f"{one[0]:.0%} of the time at first and {one[1]:.0%} at last (any of a group: "
+            f"{many[0]:.0%} and {many[1]:.0%}).", ""]
 
 
 def _figures(facts: RunFacts, model: GPT, history: History) -> list[str]:

@@ -157,9 +157,10 @@ def _run(
     left = clock_text(max(0.0, trainer.settings.seconds - before))
     _say(console, f"{folder}: {trainer.model.count_parameters():,} parameters, {left} of training "
                   f"on {gs.get_num_threads()} threads; Ctrl-C saves and stops")
+    questions = question_set(TASKS, options.questions, seed=options.seed)
+    trainer.exam = questions
     history = trainer.run()
     phases.done("train", before)
-    questions = question_set(TASKS, options.questions, seed=options.seed)
     _say(console, f"asking {options.questions} questions a task that it has never seen ...")
     scores = evaluate(trainer.model, trainer.tokenizer, questions)
     phases.done("evaluate")

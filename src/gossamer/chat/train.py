@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +28,7 @@ from gossamer.chat.packing import IGNORE, Batch, Packer, Prefetcher
 from gossamer.chat.practice import Practice, practice_loss
 from gossamer.chat.progress import Display, StepInfo
 from gossamer.chat.schedule import Schedule, Stopwatch
+from gossamer.chat.task import Question
 from gossamer.chat.tokenizer import Tokenizer
 from gossamer.core.errors import CheckpointError, GossamerError
 from gossamer.models.gpt import GPT
@@ -100,6 +101,7 @@ class History:
         quizzes: [step, seconds, mean accuracy, {task: accuracy}, its duration] per quiz.
         tokens: tokens trained on.
         practice: [step, seconds, pass@1, pass@k] per step of practice.
+        exams: [stage, step, seconds, {task: [right, asked]}] at the end of each stage but the last.
         split: examples longer than a row, cut in pieces.
         padding: positions that held no example.
     """
@@ -107,6 +109,7 @@ class History:
     steps: list[list[float]] = field(default_factory=list)
     quizzes: list[list[Any]] = field(default_factory=list)
     practice: list[list[float]] = field(default_factory=list)
+    exams: list[list[Any]] = field(default_factory=list)
     tokens: int = 0
     split: int = 0
     padding: int = 0
@@ -123,6 +126,9 @@ class Trainer:
         display: shows progress.
         clock: a monotonic clock in seconds; tests pass their own.
 
+    Attributes:
+        exam: held-out questions by task, asked where a stage ends; none = no exam.
+
     Raises:
         ValueError: an unknown optimizer.
     """
@@ -135,6 +141,7 @@ class Trainer:
         self.settings, self.folder = settings, folder
         self.display = display or Display()
         self.history = History()
+        self.exam: Mapping[str, Sequence[Question]] = {}
         self.step = 0
         self.optimizers = build_optimizers(model, settings)
         self._base_lrs = [[g["lr"] for g in o.param_groups] for o in self.optimizers]
@@ -189,10 +196,12 @@ class Trainer:
         with Prefetcher(packer) as batches, self.display, stop_signals(self._told_to_stop):
             while self._time_left(watch):
                 progress = watch.seconds() / self.settings.seconds
-                if self._quiz_due(progress):
+                if reweighed := self._quiz_due(progress):
                     self._quiz(watch)
-                    stage = ""  # the weights changed: draw from a new maker
-                if stage != (stage := self.curriculum.stage_at(progress)) and stage != "practice":
+                before, stage = stage, self.curriculum.stage_at(progress)
+                if before != stage:
+                    self._examine(before, watch)
+                if (reweighed or before != stage) and stage != "practice":
                     batches.switch(self.curriculum.maker(stage))
                 self._set_rates(progress)
                 if stage == "practice":
@@ -342,6 +351,18 @@ class Trainer:
         now = watch.seconds()
         self.history.quizzes.append([self.step, now, mean, by_task, now - began])
         self.display.note(f"quiz at step {self.step}: {mean:.0%} right, {_weakest(scores)}")
+
+    def _examine(self, stage: str, watch: Stopwatch) -> None:
+        """Ask the exam's questions at the end of a stage; nothing is learned from them."""
+        if not self.exam:
+            return
+        self.model.eval()
+        scores = evaluate(self.model, self.tokenizer, self.exam)
+        self.model.train()
+        rows = {s.task: [s.right, s.asked] for s in scores}
+        self.history.exams.append([stage, self.step, round(watch.seconds(), 3), rows])
+        self.display.note(f"after {self.step} steps, the end of \"{stage}\": "
+                          f"{mean_score(scores)[0]:.0%} of the exam right")
 
     def _save(self, batches: Prefetcher, watch: Stopwatch) -> Path:
         for name, parameter in self.model.named_parameters():
