@@ -283,6 +283,44 @@ def test_max_pool_gives_the_gradient_to_the_first_largest(case: Any, compiled: b
     np.testing.assert_allclose(dx.numpy(), their.grad.numpy(), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [(7, 7), (4, 5), (16, 1), (32, 30)], ids=str)
+@pytest.mark.parametrize("kind", ["max", "avg"])
+def test_adaptive_pools(kind: str, size: tuple[int, int]) -> None:
+    """Even windows, and those of unequal length that overlap."""
+    x = np.random.default_rng(0).integers(0, 9, size=(2, 3, 32, 30)).astype(np.float32)
+    their = torch.tensor(x, requires_grad=True)
+    y = getattr(T, f"adaptive_{kind}_pool2d")(their, size)
+    g = np.random.default_rng(1).normal(size=y.shape).astype(np.float32)
+    y.backward(torch.tensor(g))
+
+    def run(x: gs.Tensor, g: gs.Tensor) -> tuple[gs.Tensor, gs.Tensor]:
+        y = getattr(F, f"adaptive_{kind}_pool2d")(x, size)
+        return y.detach(), gs.autograd.grad(y, x, g)[0]
+
+    found, dx = gs.compile(run)(gs.tensor(x, requires_grad=True), gs.tensor(g))
+    close(found, y, 1e-6)
+    close(dx, their.grad, 1e-6)
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding", "ceil", "counts"), [
+    (2, 2, 0, False, True), (3, 2, 1, False, False), (3, 1, 1, False, True),
+    ((2, 5), (1, 3), (1, 2), True, False), (4, 3, 2, True, True)])
+def test_average_pools(kernel: Any, stride: Any, padding: Any, ceil: bool, counts: bool) -> None:
+    x = np.random.default_rng(0).normal(size=(2, 3, 21, 50)).astype(np.float32)
+    their = torch.tensor(x, requires_grad=True)
+    y = T.avg_pool2d(their, kernel, stride, padding, ceil, counts)
+    g = np.random.default_rng(1).normal(size=y.shape).astype(np.float32)
+    y.backward(torch.tensor(g))
+
+    def run(x: gs.Tensor, g: gs.Tensor) -> tuple[gs.Tensor, gs.Tensor]:
+        y = F.avg_pool2d(x, kernel, stride, padding, ceil, counts)
+        return y.detach(), gs.autograd.grad(y, x, g)[0]
+
+    found, dx = gs.compile(run)(gs.tensor(x, requires_grad=True), gs.tensor(g))
+    close(found, y, 1e-6)
+    close(dx, their.grad, 1e-6)
+
+
 def test_a_concatenated_image_is_convolved() -> None:
     """Several leaves under one operand: windows of a concatenation."""
     a, b, w = gs.randn(2, 3, 9, 9), gs.randn(2, 2, 9, 9), gs.randn(4, 5, 3, 3)

@@ -142,7 +142,7 @@ def _scatter(t: _Tiles, planes: Scratch, buffer: int, chunk: tuple[int, int],
         "tiles_w": t.wide, "pitch": channels, "plane": t.plane(channels), "image": chunk[0],
         "bands": bands, "band": band}
     return _call(scatter_source(target), SCATTER_WORDS, words, chunk[1] * bands,
-                 "winograd output", (buffer,))
+                 "winograd convolution", (buffer,))
 
 
 def _filter(t: _Tiles, w: Node, buffers: dict[int, int], planes: Scratch,
@@ -158,7 +158,7 @@ def _filter(t: _Tiles, w: Node, buffers: dict[int, int], planes: Scratch,
         "lanes": lanes, "row_step": step_o if by_input else step_c,
         "lane_step": step_c if by_input else step_o, "step_h": step_h, "step_w": step_w,
         "plane": t.c * t.o + 80}
-    call = _call(filter_source(target), FILTER_WORDS, words, rows, "winograd weights")
+    call = _call(filter_source(target), FILTER_WORDS, words, rows, "winograd filter")
     return call, (1, t.c) if by_input else (t.o, 1)
 
 
@@ -218,5 +218,6 @@ def weight_calls(cluster: Cluster, buffers: dict[int, int], target: Target,
     words: dict[str, Word] = {
         "planes": results, "w": BufferRef(out), "scratch": Scratch(area, per_thread=True),
         "area": area, "lanes": t.c, "parts": len(chunks), "part": 16 * plane, "plane": plane}
-    calls.append(_call(sum_source(target), SUM_WORDS, words, t.o, "winograd weights", (out,)))
+    calls.append(_call(sum_source(target), SUM_WORDS, words, t.o, "winograd weight gradient",
+                       (out,)))
     return calls

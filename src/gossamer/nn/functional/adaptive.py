@@ -25,6 +25,9 @@ __all__ = [
 ]
 
 
+_SLICES = 16  # windows of unequal length along a dimension that are pools of their own
+
+
 def _sizes(name: str, input: Tensor, output_size: Any, n: int) -> tuple[int, ...]:
     extents = spatial(name, input, n)
     wanted = ntuple(output_size, n, "output_size", name)
@@ -47,12 +50,22 @@ def _table(length: int, count: int) -> tuple[Tensor, Tensor]:
     return index.clamp(max=length - 1), index < stop.unsqueeze(1)
 
 
+def _slices(x: Tensor, dim: int, count: int) -> list[Tensor]:
+    """The windows along a dimension as views, one after the other."""
+    length = x.shape[dim]
+    starts = [i * length // count for i in range(count)]
+    stops = [-(-(i + 1) * length // count) for i in range(count)]
+    return [x.narrow(dim, a, b - a) for a, b in zip(starts, stops, strict=True)]
+
+
 def _adaptive_mean(x: Tensor, dim: int, count: int) -> Tensor:
     length = x.shape[dim]
     if count == length:
         return x
     if count and length % count == 0:
         return x.unflatten(dim, (count, length // count)).mean(dim + 1)
+    if 0 < count <= _SLICES:
+        return gf.cat([part.mean(dim, keepdim=True) for part in _slices(x, dim, count)], dim)
     index, inside = _table(length, count)
     parts = x.index_select(dim, index.reshape(-1)).unflatten(dim, shape_of(index))
     after = x.dim() - 1 - dim
@@ -109,6 +122,11 @@ def _boxes(x: Tensor, tables: list[Tensor], lead: int) -> tuple[Tensor, Tensor]:
 def _adaptive_max(name: str, input: Tensor, output_size: Any, n: int, indices: bool) -> Any:
     sizes = _sizes(name, input, output_size, n)
     lead = input.dim() - n
+    even = 0 not in sizes and all(e % s == 0 for e, s in zip(shape_of(input)[lead:], sizes,
+                                                             strict=True))
+    if even and not indices:
+        kernel = tuple(e // s for e, s in zip(shape_of(input)[lead:], sizes, strict=True))
+        return gf.max_pool(input, kernel, kernel, (0,) * n, (0,) * n, (1,) * n)
     pairs = [_table(shape_of(input)[lead + i], sizes[i]) for i in range(n)]
     parts, position = _boxes(input, [index for index, _ in pairs], lead)
     inside: Any = None
