@@ -88,6 +88,11 @@ def test_one_size_that_changes(grown: int) -> None:
     assert count >= 35 and not sizes.refused  # 128 happens to be twice 64
 
 
+def test_a_count_that_changes_where_no_loop_does() -> None:
+    """The divisor of the mean over the rows, in a kernel over the columns."""
+    assert reused(lambda x: x.mean(0).sum(), [(n, 64) for n in range(100, 120)]) >= 16
+
+
 def test_sizes_at_which_decisions_change() -> None:
     """One row, few rows, no rows, rows enough for several threads, a sum in two stages."""
     rows = [100, 101, 102, 103, 1, 2, 7, 8, 9, 0, 3, 511, 512, 513, 515, 640, 1000, 20_000, 104]

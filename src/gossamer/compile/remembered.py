@@ -47,6 +47,7 @@ class _Shape:
     Attributes:
         key: equal for kernels of one text.
         sizes: the integers, by number.
+        traced: whether some stand for many (`core/traced`).
         buffers: the program's buffers, by number.
     """
 
@@ -68,6 +69,7 @@ class _Shape:
                 tuple([self._store(s) for s in p.row_stores])))
         self.key = tuple(parts)
         self.sizes = list(self._numbers)
+        self.traced = any(is_traced(size) for size in self.sizes)
         self.buffers = list(self._buffers)
 
     def _size(self, value: int) -> int:
@@ -161,7 +163,7 @@ class _Remembered:
         for place, number in self.buffers:
             words[place] = BufferRef(shape.buffers[number])
         n, grain = self.split.of(kernel)
-        loops = "" if _is_traced(kernel) else show(kernel)
+        loops = "" if shape.traced else show(kernel)
         return Written(KernelSource(self.symbol, self.text, loops), tuple(words), n, grain)
 
 
@@ -193,18 +195,13 @@ def write_remembered(kernel: Kernel, vector_bytes: int, specialize: bool) -> Wri
             _known.move_to_end(key)
     if found is not None:
         return found.at(kernel, shape)
-    if _is_traced(kernel):
+    if shape.traced:
         raise Untraceable(f"kernel {kernel.name} is not written yet")
     written, split = write_split(kernel, vector_bytes, specialize)
     made = _recipe(written, split, shape)
     if made is not None:
         _remember(key, made)
     return written
-
-
-def _is_traced(kernel: Kernel) -> bool:
-    """Whether sizes of the loops are numbers of a trace."""
-    return any(is_traced(a.extent) for a in (*kernel.kept, *kernel.reduced))
 
 
 def _recipe(written: Written, split: Split, shape: _Shape) -> _Remembered | None:
