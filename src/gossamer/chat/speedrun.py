@@ -80,6 +80,8 @@ class SpeedrunOptions:
         depth: layers of the model, its width is 32 times that; 0 = by the minutes.
         data: a person's own files and folders, to be read besides.
         practice: share of the training for reinforcement, at its end.
+        steps: length of the training instead of `minutes`; 0 = by the clock.
+        save_every: seconds between checkpoints.
         root: folder of runs.
     """
 
@@ -93,6 +95,8 @@ class SpeedrunOptions:
     depth: int = 0
     data: tuple[str, ...] = ()
     practice: float = 0.0
+    steps: int = 0
+    save_every: float = 60.0
     root: Path = Path("runs")
 
 
@@ -155,6 +159,8 @@ def _run(
     phases.done("data")
     before = trainer.seconds_before
     left = clock_text(max(0.0, trainer.settings.seconds - before))
+    if options.steps:
+        left = f"{max(0, options.steps - trainer.step):,} steps"
     _say(console, f"{folder}: {trainer.model.count_parameters():,} parameters, {left} of training "
                   f"on {gs.get_num_threads()} threads; Ctrl-C saves and stops")
     questions = question_set(TASKS, options.questions, seed=options.seed)
@@ -222,8 +228,9 @@ def _begin(
 ) -> Trainer:
     """A new run: its tokenizer and model; `run.json` keeps what a resume needs."""
     started = clock()
-    _say(console, f"{folder}: from nothing to a chat model in {options.minutes:g} minutes; making "
-                  "the tasks and the tokenizer ...")
+    length = f"{options.steps:,} steps" if options.steps else f"{options.minutes:g} minutes"
+    _say(console, f"{folder}: from nothing to a chat model in {length}; making the tasks and the "
+                  "tokenizer ...")
     corpus = _corpus(options)
     tokenizer = Tokenizer.train(tokenizer_corpus(TASKS, options.seed, corpus),
                                 _VOCABULARY if corpus is None else _LARGER_VOCABULARY)
@@ -271,11 +278,11 @@ def _saved_options(folder: Path, given: SpeedrunOptions) -> SpeedrunOptions:
     """The run's own options; of those given now, what may change between two processes."""
     changed = {f.name: getattr(given, f.name) for f in fields(given)
                if getattr(given, f.name) != f.default}
-    fixed = sorted(changed.keys() - {"root", "lr_scale", "clip"})
+    fixed = sorted(changed.keys() - {"root", "lr_scale", "clip", "save_every"})
     if fixed:
         raise ValueError(
             f"--resume with --{fixed[0]}: a resumed run keeps the settings that it began with; "
-            "only --lr-scale and --clip may change. Leave it out, or start a new run."
+            "only --lr-scale, --clip and --save-every may change. Leave it out, or start a new run."
         )
     try:
         saved = _saved(folder)[0]
@@ -306,8 +313,8 @@ def _trainer(
 ) -> Trainer:
     about = {"minutes": f"{options.minutes:g}", "parameters": f"{model.count_parameters():,}"}
     settings = TrainSettings(
-        seconds=seconds, optimizer=options.optimizer, clip=options.clip,
-        lr_scale=options.lr_scale, seed=options.seed,
+        seconds=seconds, steps=options.steps, optimizer=options.optimizer, clip=options.clip,
+        lr_scale=options.lr_scale, checkpoint_seconds=options.save_every, seed=options.seed,
     )
     curriculum = Curriculum(TASKS, tokenizer, about, corpus, practice_share=options.practice)
     return Trainer(model, curriculum, settings, folder, Display(console), clock)

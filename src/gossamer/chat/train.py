@@ -1,9 +1,9 @@
 """The training loop: one compiled step, a budget of seconds, exact resume. Layer 7.
 
 A step is forward, backward, clipping and the optimizers, traced once into one native program; the
-learning rates are runtime scalars. Batches are made in a thread meanwhile. The clock alone drives
-stages and learning rates, so a run ends in time on any machine; with the same clock readings it is
-the same run bit for bit, whether interrupted or not.
+learning rates are runtime scalars. Batches are made in a thread meanwhile. One measure of progress
+drives stages and learning rates: the clock, so a run ends in time on any machine, or the steps, so
+it is the same run bit for bit, whether interrupted or not.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ class TrainSettings:
 
     Args:
         seconds: budget of training, compile time of the step included.
+        steps: length of the run; 0 = by the clock. A run of so many steps is the same on every
+            machine of one kind, however fast it is and however often it was interrupted.
         batch_size: rows of `sequence_len` tokens computed at once.
         accumulate: batches a step, whose gradients are summed before the weights change.
         optimizer: "muon" for the blocks' matrices (AdamW for the rest), or "adamw" for all.
@@ -69,6 +71,7 @@ class TrainSettings:
     """
 
     seconds: float = 510.0
+    steps: int = 0
     batch_size: int = 8
     accumulate: int = 1
     optimizer: str = "muon"
@@ -186,7 +189,7 @@ class Trainer:
         """
         watch = Stopwatch(self.seconds_before, self._clock)
         packer = self._make_packer()
-        stage = self.curriculum.stage_at(watch.seconds() / self.settings.seconds)
+        stage = self.curriculum.stage_at(self._progress(watch))
         if stage != "practice":
             packer.make = self.curriculum.maker(stage)
         last_save = watch.seconds()
@@ -195,7 +198,7 @@ class Trainer:
         self.model.train()
         with Prefetcher(packer) as batches, self.display, stop_signals(self._told_to_stop):
             while self._time_left(watch):
-                progress = watch.seconds() / self.settings.seconds
+                progress = self._progress(watch)
                 if reweighed := self._quiz_due(progress):
                     self._quiz(watch)
                 before, stage = stage, self.curriculum.stage_at(progress)
@@ -302,17 +305,31 @@ class Trainer:
             smooth, weight = _SMOOTHING * smooth + loss, _SMOOTHING * weight + 1.0
         first, tokens = self._recent[0][0], sum(n for _, n in list(self._recent)[1:])
         rate = tokens / (seconds - first) if seconds > first else 0.0
+        budget = self.settings.seconds
+        if self.settings.steps:
+            budget = seconds + (self.settings.steps - self.step) * self._pace()
         return StepInfo(self.step, smooth / weight, rate, rate * self.model.estimate_flops(),
-                        seconds, self.settings.seconds, stage)
+                        seconds, budget, stage)
+
+    def _progress(self, watch: Stopwatch) -> float:
+        """Share of the run that is done."""
+        if self.settings.steps:
+            return self.step / self.settings.steps
+        return watch.seconds() / self.settings.seconds
+
+    def _pace(self) -> float:
+        """Seconds a step, over the last ones."""
+        if len(self._recent) < 2:
+            return 0.0
+        return (self._recent[-1][0] - self._recent[0][0]) / (len(self._recent) - 1)
 
     def _time_left(self, watch: Stopwatch) -> bool:
         """Whether one more step, at the pace of the last ones, ends within the budget."""
         if self.settings.max_steps and self.step >= self.settings.max_steps:
             return False
-        pace = 0.0
-        if len(self._recent) > 1:
-            pace = (self._recent[-1][0] - self._recent[0][0]) / (len(self._recent) - 1)
-        return watch.seconds() + pace < self.settings.seconds
+        if self.settings.steps:
+            return self.step < self.settings.steps
+        return watch.seconds() + self._pace() < self.settings.seconds
 
     # Now and then -------------------------------------------------------------------------------
 
@@ -331,8 +348,11 @@ class Trainer:
         """Quizzes stand at equal distances, further apart where they would cost over 2 %."""
         count, last, took = self.settings.quizzes, 0.0, 0.0  # in shares of the budget
         if self.history.quizzes:
-            last = self.history.quizzes[-1][1] / self.settings.seconds
-            took = self.history.quizzes[-1][4] / self.settings.seconds
+            step, seconds, _, _, duration = self.history.quizzes[-1]
+            if self.settings.steps:  # what a quiz costs is no matter where the clock is none
+                last = step / self.settings.steps
+            else:
+                last, took = seconds / self.settings.seconds, duration / self.settings.seconds
         due = int(progress * (count + 1)) > int(last * (count + 1))
         return bool(count) and due and progress - last >= took / _QUIZ_SHARE
 

@@ -102,13 +102,20 @@ def speedrun_command(
         float, typer.Option(min=0.0, max=0.9, metavar="SHARE", help="Of the training, at its end, "
                             "for reinforcement: own replies, rewarded if right.")
     ] = 0.0,
+    steps: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Length of the training instead of --minutes: "
+                          "the same run, bit for bit, however fast the machine. 0: by the clock.")
+    ] = 0,
+    save_every: Annotated[
+        float, typer.Option(min=1.0, metavar="SECONDS", help="Between checkpoints.")
+    ] = 60.0,
     chat: Annotated[bool, typer.Option(help="Talk to the model at the end.")] = True,
     root: Root = _ROOT,
 ) -> None:
     """From nothing to a chat model: data, tokenizer, training, test and report."""
     options = SpeedrunOptions(
         minutes, name, seed, questions, optimizer.value, lr_scale, clip, depth,
-        tuple(data or ()), practice, root
+        tuple(data or ()), practice, steps, save_every, root
     )
     speedrun(options, resume=resume, chat=chat)
 
