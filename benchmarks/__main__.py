@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -41,7 +42,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--patience", type=float, default=120.0,
                         help="seconds a peer may take for one answer (default %(default)s)")
     parser.add_argument("--keep-caches", type=Path, default=None, metavar="FOLDER",
-                        help="keep what the peers compile there; first calls are then warm")
+                        help="keep what the peers compile there, for the next run")
     parser.add_argument("--out", type=Path, default=None, help="folder of the results")
     parser.add_argument("--bars", action="store_true",
                         help="measure nothing: every bar beside the figure in the results")
@@ -57,12 +58,11 @@ def _list() -> None:
         print(f"peer {peer.name:22} {peer.missing or 'ready'}")
 
 
-def _plans(options: argparse.Namespace) -> Callable[[], harness.Plan]:
+def _plans(options: argparse.Namespace, caches: Path) -> Callable[[], harness.Plan]:
     """What says how much to measure now: when the minutes are over, short rounds."""
     short = options.quick or options.tiny
-    # --patience and --keep-caches hold either way.
     full = harness.Plan(rounds=options.rounds or 7, patience=options.patience,
-                        size="tiny" if options.tiny else "full", caches=options.keep_caches)
+                        size="tiny" if options.tiny else "full", caches=caches)
     quick = replace(full, rounds=options.rounds or 3, target=0.05, budget=15.0, turns=3.0)
     end = time.monotonic() + 60 * options.minutes
     return lambda: quick if short or time.monotonic() > end else full
@@ -71,8 +71,11 @@ def _plans(options: argparse.Namespace) -> Callable[[], harness.Plan]:
 def _measure(options: argparse.Namespace, peers: list[Peer], rows: list[Workload],
              results: report.Results) -> list[report.Record]:
     """All rows at all numbers of threads, each written and shown when it is done."""
-    everything, plan, fresh = len(cores()), _plans(options), []
+    everything, fresh = len(cores()), []
     asked = [int(n) for n in options.threads.split(",") if n]
+    slow: dict[tuple[str, str], str] = {}
+    folder = tempfile.TemporaryDirectory(prefix="gossamer-bench-")
+    plan = _plans(options, options.keep_caches or Path(folder.name))
     for workload in rows:
         counts = {"one": [1], "all": [everything]}.get(workload.threads, sorted({1, everything}))
         for count in asked or counts:
@@ -80,12 +83,19 @@ def _measure(options: argparse.Namespace, peers: list[Peer], rows: list[Workload
                 print(f"{workload.name}: {count} threads on {everything} cores is no measurement",
                       file=sys.stderr)
                 continue
+            known = {p.name: slow[workload.name, p.name] for p in peers
+                     if (workload.name, p.name) in slow}
             fresh.append(harness.run(workload, _taking_part(workload, peers, count), count, plan(),
-                                     _say))
+                                     _say, known))
             results.add(fresh[-1])
+            for name, answers in fresh[-1]["peers"].items():
+                if answers.get("failed", "").startswith(harness.NO_ANSWER):
+                    slow[workload.name, name] = (f"{workload.name} with {name}: "
+                                                 f"{answers['failed']}, with {count} thread(s)")
             _say("")
             print(f"{workload.name}, {count} thread(s), {fresh[-1]['took']:.0f} s: "
                   f"{report.line(fresh[-1])}", flush=True)
+    folder.cleanup()
     return fresh
 
 

@@ -18,20 +18,21 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from benchmarks import apart, machine
 from benchmarks.peers import Peer, cores
-from benchmarks.process import Failure, Plan, Process, summary
+from benchmarks.process import NO_ANSWER, Failure, Plan, Process, summary
 from benchmarks.workloads import WORKLOADS
 from benchmarks.workloads.base import Workload
 
-__all__ = ["Failure", "Plan", "Process", "difference", "run", "summary"]
+__all__ = ["NO_ANSWER", "Failure", "Plan", "Process", "difference", "run", "summary"]
 
 
 def difference(mine: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> float:
@@ -47,8 +48,11 @@ def difference(mine: Sequence[Sequence[float]], other: Sequence[Sequence[float]]
 
 
 def run(workload: Workload, peers: Sequence[Peer], threads: int, plan: Plan,
-        say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+        say: Callable[[str], None] = lambda text: None,
+        known: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
     """Measure one row.
+
+    `known` names peers that are known not to be worth waiting for, each with the reason.
 
     Returns:
         A record for the JSON: the workload, the threads, and per peer either times or the reason
@@ -60,7 +64,9 @@ def run(workload: Workload, peers: Sequence[Peer], threads: int, plan: Plan,
         "workload": workload.name, "title": workload.title, "threads": threads,
         "dtype": source.dtype, "kind": workload.kind, "size": plan.size,
         "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        **_amount(source, plan.size), "peers": _absent(source, peers)}
+        "cold": workload.cold, **_amount(source, plan.size),
+        "peers": {**{name: {"skipped": reason} for name, reason in known.items()},
+                  **_absent(source, peers)}}
     peers = [p for p in peers if p.name not in record["peers"]]
     with tempfile.TemporaryDirectory(prefix="gossamer-bench-") as folder:
         data = Path(folder) / "arrays.npz"

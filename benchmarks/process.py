@@ -18,7 +18,10 @@ from typing import Any
 
 from benchmarks.peers import Peer, environment
 
-__all__ = ["Failure", "Plan", "Process", "summary"]
+__all__ = ["NO_ANSWER", "Failure", "Plan", "Process", "summary"]
+
+
+NO_ANSWER = "no answer"  # how the text of a failure begins when patience was at its end
 
 
 class Failure(Exception):
@@ -37,7 +40,8 @@ class Plan:
         budget: seconds a peer may take for its steps, and
         turns: for its rounds; slower ones make fewer, and the row says how many.
         size: of the workloads, "full" or "tiny".
-        caches: folder for what the peers compile, to be kept; a new one a row if None.
+        caches: folder for what the peers compile, shared by the rows whose first call does not
+            count; a new one a row if None.
     """
 
     rounds: int = 7
@@ -97,7 +101,7 @@ class Process:
             self.process.stdin.flush()
         if not self._ready.select(self.patience):
             self.kill()
-            raise Failure(f"no answer to {do!r} within {self.patience:.0f} s")
+            raise Failure(f"{NO_ANSWER} to {do!r} within {self.patience:.0f} s")
         line = self.process.stdout.readline()
         if not line:
             code = self.process.wait()

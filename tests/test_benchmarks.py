@@ -72,6 +72,13 @@ def test_a_peer_that_does_something_else_is_left_out(
     assert any(says in line for line in report.table([record]))
 
 
+def test_who_did_not_answer_once_is_not_waited_for_again() -> None:
+    record = harness.run(WORKLOADS["mlp"], find(["gossamer", "torch"]), 1, TINY,
+                         known={"torch": "no answer before"})
+    assert record["peers"]["torch"] == {"skipped": "no answer before"}
+    assert "wall" in record["peers"]["gossamer"]
+
+
 def test_a_missing_peer_is_said_and_skipped() -> None:
     absent = Peer("jax", "no_such_framework", "", True, lambda n: {}, lambda folder: {})
     assert "no_such_framework is not installed" in absent.missing
