@@ -16,6 +16,7 @@ from gossamer.chat.checkpoint import find_checkpoint, load_model
 from gossamer.chat.engine import Engine, Sampling
 from gossamer.chat.interrupt import Interrupted, unwind_when_told
 from gossamer.chat.look import show_data, show_mask, show_tasks
+from gossamer.chat.speed import print_speed
 from gossamer.chat.speedrun import SpeedrunOptions, speedrun
 from gossamer.chat.terminal import ChatSession, run_chat
 from gossamer.chat.tokenizer import Tokenizer
@@ -201,6 +202,20 @@ def mask_command(
     """See the loss mask: which tokens of a conversation or text the model must produce."""
     tokenizer = Tokenizer.load(find_checkpoint(root, run) / "tokenizer.json")
     show_mask(Console(), tokenizer, path, documents)
+
+
+@app.command("infer-bench")
+def infer_bench_command(
+    run: Run = None,
+    rows: Annotated[
+        list[int] | None, typer.Option(min=1, metavar="N", show_default="1, 4 and 16",
+                                       help="Replies at once; may be given several times.")
+    ] = None,
+    root: Root = _ROOT,
+) -> None:
+    """Measure a model: time to the first token, tokens a second, share of the bandwidth."""
+    model = load_model(find_checkpoint(root, run)).model
+    print_speed(Console(), model, rows or (1, 4, 16), (8, 64, 200))
 
 
 def run() -> None:
