@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from gossamer.compile.builder import FunctionBuilder
+from gossamer.compile.calls import BufferRef, Call, KernelSource
+from gossamer.compile.emitter import Emitter
 from gossamer.compile.gemm import Operand, Output, Target
 from gossamer.compile.gemm.low import Stored, low_gemm
 from gossamer.compile.gemm.target import pair_tile
@@ -116,3 +119,25 @@ def test_infinities_and_nan_go_through() -> None:
         Runner(low_gemm((1, 1), 2, 1, 4, bfloat16, x, y, Output(2, 0, (0, 0, 1, 1)), target),
                [a, b, c]).run()
         assert np.isposinf(c[0, 0]) and np.isnan(c[1, 0])
+
+
+def test_results_are_rounded_as_by_integers_but_for_denormals() -> None:
+    """What `flushes` allows: nearest even, infinities and NaN stay, numbers below 2^-126 are 0."""
+    _needs(PAIRS)
+    f = FunctionBuilder("void @round(ptr %args, i64 %lo, i64 %hi, i64 %tid)", flushes=True)
+    x, y, z = (f.load("ptr", f.gep("%args", str(i), "i64"), 8) for i in range(3))
+    stored, kept = Emitter(f, bfloat16, 16), Emitter(f, float32, 16)
+    with f.loop("%lo", "%hi", 16) as i:
+        value = kept.load(f.gep(x, i, "float"))
+        stored.store(value, f.gep(y, i, "i16"))
+        kept.store(kept.cast(value, bfloat16), f.gep(z, i, "float"))
+    values = np.random.default_rng(0).integers(0, 2**32, 1 << 16, np.uint32).view(np.float32)
+    values[:8] = [0.0, -0.0, np.inf, -np.inf, np.nan, 1.00390625, 1.01171875, 3.4e38]
+    low, wide = np.zeros(values.size, np.uint16), np.zeros_like(values)
+    words = tuple(BufferRef(i, 0) for i in range(3))
+    Runner([Call(KernelSource("round", f.finish()), words, values.size, 0, "round", (0,), (1, 2))],
+           [values, low, wide]).run()
+    zeros = np.copysign(np.float32(0), values)
+    expected = round_to_bfloat16(np.where(np.abs(values) < 2.0**-126, zeros, values))
+    np.testing.assert_array_equal(wide, expected)
+    np.testing.assert_array_equal((low.astype(np.uint32) << 16).view(np.float32), expected)
