@@ -228,13 +228,14 @@ class Decoder:
             piece, tokens = (piece, tokens[len(piece):]) if whole else (tokens[:1], tokens[1:])
             padded = [*piece, *[0] * (PIECE - len(piece))] if whole else piece
             with gs.no_grad():
-                found = self._step(gs.tensor([padded]), gs.tensor([self.position]),
-                                   gs.tensor([len(piece) - 1]))
+                found = self._step(gs.tensor([[*padded, self.position, len(piece) - 1]]))
             self.position += len(piece)
             token = int(found.item()) if not tokens else 0
         return token
 
-    def _compute(self, tokens: gs.Tensor, start: gs.Tensor, last: gs.Tensor) -> gs.Tensor:
+    def _compute(self, given: gs.Tensor) -> gs.Tensor:
+        """The compiled step: (1, T + 2) int64, tokens, their position, and whose scores count."""
+        tokens, start, last = given[:, :-2], given[0, -2:-1], given[0, -1:]
         place = self.cache.place(start, tokens.shape[1])
         return self.model(tokens, place, last)[0, 0].argmax(-1)
 
