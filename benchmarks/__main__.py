@@ -34,7 +34,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("workloads", nargs="*", help="rows or groups of rows; all if none is named")
     parser.add_argument("--threads", default="", help="such as 1,2; default: 1 and all cores")
     parser.add_argument("--peers", default=",".join(PEERS), help="default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=0, help="default 7, with --quick 3")
+    parser.add_argument("--rounds", type=int, default=0, help="default 5, with --quick 3")
     parser.add_argument("--quick", action="store_true", help="short rounds, into build/benchmarks")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes: does it run at all?")
     parser.add_argument("--minutes", type=float, default=25.0,
@@ -61,7 +61,7 @@ def _list() -> None:
 def _plans(options: argparse.Namespace, caches: Path) -> Callable[[], harness.Plan]:
     """What says how much to measure now: when the minutes are over, short rounds."""
     short = options.quick or options.tiny
-    full = harness.Plan(rounds=options.rounds or 7, patience=options.patience,
+    full = harness.Plan(rounds=options.rounds or 5, patience=options.patience,
                         size="tiny" if options.tiny else "full", caches=caches)
     quick = replace(full, rounds=options.rounds or 3, target=0.05, budget=15.0, turns=3.0)
     end = time.monotonic() + 60 * options.minutes

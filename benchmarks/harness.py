@@ -6,9 +6,10 @@ Gossamer is timed. Then come the rounds: each peer in turn repeats the work for 
 seconds, so that whatever else the machine does hits all alike; the order turns with the round.
 Medians over the rounds, spread as the median absolute deviation, of wall clock and of CPU time.
 
-Where each peer gets fewer threads than there are cores, as many peers as fit build and take their
-steps at the same time; for the rounds all move to the same cores. Rows whose first call is measured
-build one after the other.
+Peers build and compile side by side, one a core. Where each gets fewer threads than there are cores
+they take their steps so, too; for the rounds all move to the same cores. Rows whose first call is
+measured build one after the other. Losses of step 20 are compared with one thread; with more, those
+of step 6, because nothing but the threads has changed.
 """
 
 from __future__ import annotations
@@ -103,8 +104,11 @@ def _absent(workload: Workload, peers: Sequence[Peer]) -> dict[str, dict[str, st
     return reasons
 
 
+_STEPS = 6  # of training with more than one thread
+
+
 def _lanes(workload: Workload, threads: int) -> int:
-    """How many peers may build at the same time, each on cores of its own."""
+    """How many peers may work at the same time, each on cores of its own."""
     bound = hasattr(os, "sched_setaffinity") and Path("/proc/self/task").exists()
     return max(1, len(cores()) // threads) if bound and not workload.cold else 1
 
@@ -112,7 +116,9 @@ def _lanes(workload: Workload, threads: int) -> int:
 @contextlib.contextmanager
 def _started(workload: Workload, peers: Sequence[Peer], threads: int, plan: Plan,
              data: Path) -> Iterator[list[Process]]:
-    caches = data.parent if workload.cold or plan.caches is None else plan.caches.resolve()
+    # A folder a number of threads: torch.compile writes the number into its code, not its key.
+    caches = (data.parent if workload.cold or plan.caches is None
+              else plan.caches.resolve() / str(threads))
     lanes = _lanes(workload, threads)
     processes = [Process(workload.name, peer, threads, plan.size, data, caches / "caches",
                          plan.patience, apart.binding(peer, threads, number % lanes))
@@ -126,15 +132,17 @@ def _started(workload: Workload, peers: Sequence[Peer], threads: int, plan: Plan
 
 def _build(workload: Workload, processes: list[Process], plan: Plan,
            say: Callable[[str], None]) -> None:
-    """All peers take their steps; those of one lane one after the other."""
-    def lane(mine: list[Process]) -> None:
-        for process in mine:
-            say(f"{workload.name}: {process.peer.name} builds")
-            _attempt(process, lambda p=process: _prepare(p, workload, plan))
+    """All peers compile, then take their steps; those of one lane one after the other."""
+    for action, threads in ((_compile, 1), (_take_steps, processes[0].threads if processes else 1)):
+        def lane(mine: list[Process], action: Callable[..., None] = action) -> None:
+            for process in mine:
+                if not process.failed:
+                    say(f"{workload.name}: {process.peer.name} builds")
+                    _attempt(process, lambda p=process: action(p, workload, plan))
 
-    lanes = _lanes(workload, processes[0].threads) if processes else 1
-    with ThreadPoolExecutor(lanes) as pool:
-        list(pool.map(lane, [processes[number::lanes] for number in range(lanes)]))
+        lanes = _lanes(workload, threads)
+        with ThreadPoolExecutor(lanes) as pool:
+            list(pool.map(lane, [processes[number::lanes] for number in range(lanes)]))
 
 
 def _together(workload: Workload, processes: list[Process], plan: Plan, record: dict[str, Any],
@@ -173,15 +181,22 @@ def _attempt(process: Process, action: Callable[[], Any]) -> None:
         process.answers["failed"] = process.failed
 
 
-def _prepare(process: Process, workload: Workload, plan: Plan) -> None:
-    """Build and take the steps before the timing; decide how many calls make a turn."""
+def _compile(process: Process, workload: Workload, plan: Plan) -> None:
+    """Build, and make the calls that compile."""
     answers = process.answers
     built = process.ask("build")
     answers.update(version=built["version"], import_s=built["import"], build_s=built["build"])
     first = process.ask("step", count=1)
     second = process.ask("step", count=2)  # tinygrad captures in its second call, replays after it
+    answers["first_s"] = first["seconds"][0]
+    process.begun = [first, second]
+
+
+def _take_steps(process: Process, workload: Workload, plan: Plan) -> None:
+    """Take the other steps before the timing; decide how many calls make a turn."""
+    answers, (first, second) = process.answers, process.begun
     once = second["seconds"][-1]
-    steps = workload.steps or plan.steps
+    steps = workload.steps or (plan.steps if process.threads == 1 else min(plan.steps, _STEPS))
     more = max(0, min(steps - 3, int(plan.budget / max(once, 1e-6)) - 3))
     if workload.kind != "train":
         more = min(more, 1)
@@ -190,7 +205,6 @@ def _prepare(process: Process, workload: Workload, plan: Plan) -> None:
     answers["peak_mb"] = max(x.get("peak", 0.0) for x in (first, second, rest))
     # The cheapest of the warm calls: the first ones may still compile.
     once = min(second["seconds"][1:] + rest["seconds"])
-    answers["first_s"] = first["seconds"][0]
     answers["calls"] = workload.calls or max(1, round(plan.target / max(once, 1e-7)))
     turn = max(once, plan.target)
     answers["rounds"] = max(min(plan.rounds, 3 if turn < plan.turns else 1),

@@ -44,12 +44,12 @@ class Plan:
             count; a new one a row if None.
     """
 
-    rounds: int = 7
-    target: float = 0.15
+    rounds: int = 5
+    target: float = 0.1
     steps: int = 20
     patience: float = 120.0
     budget: float = 30.0
-    turns: float = 6.0
+    turns: float = 4.0
     size: str = "full"
     caches: Path | None = None
 
@@ -70,6 +70,7 @@ class Process:
     patience: float
     cores: Sequence[int] = ()
     failed: str = ""
+    begun: list[dict[str, Any]] = field(default_factory=list)  # answers of the steps that compile
     answers: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -139,7 +139,7 @@ SIZES = {"full": {"layers": 6, "dim": 192, "heads": 6, "time": 256, "batch": 16,
          "tiny": {"layers": 2, "dim": 16, "heads": 2, "time": 8, "batch": 2, "vocab": 32}}
 WORKLOADS = [
     Workload("gpt", "6 x 192, T 256, batch 16, vocabulary 2048, AdamW", "train", MODELS, shapes,
-             inputs, SIZES, "adamw", 1e-3, amount=flops, skip=SKIP, defaults=True),
+             inputs, SIZES, "adamw", 1e-3, amount=flops, skip=SKIP),
     # bfloat16 keeps 8 bits: after 20 steps two ways of rounding give losses 1 % apart.
     Workload("gpt-bf16", "gpt with products in bfloat16 (autocast)", "train",
              {"torch": torch, "jax": partial(jax, dtype="bfloat16")}, shapes, inputs, SIZES,

@@ -106,6 +106,7 @@ def inputs(size: Size, rng: np.random.Generator) -> list[np.ndarray]:
 WORKLOADS = [
     Workload(f"nanochat{suffix}", f"nanochat 6 x 192, T 256, batch 16, Muon, {dtype}", "train",
              {"torch": Torch}, shapes, inputs, gpt.SIZES, "muon", 0.005, tolerance=tolerance,
-             dtype=dtype, amount=flops)
-    for suffix, dtype, tolerance in (("", "float32", 2e-4), ("-bf16", "bfloat16", 2e-3))
+             dtype=dtype, amount=flops, threads=threads)
+    for suffix, dtype, tolerance, threads in (("", "float32", 2e-4, "one"),
+                                              ("-bf16", "bfloat16", 2e-3, "each"))
 ]
