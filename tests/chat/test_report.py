@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import re
+from dataclasses import replace
 from pathlib import Path
+from statistics import NormalDist
 
+import pytest
+
+from gossamer.chat.compare import compare_scores, read_results, write_results
 from gossamer.chat.evaluate import Score
 from gossamer.chat.report import RunFacts, write_report
 from gossamer.chat.train import History
+from gossamer.core.errors import CheckpointError
 from gossamer.models.gpt import GPT, GPTConfig
 
 FACTS = RunFacts("mine", 2, [("train", 60.0)], [("Hi!", "Hello!")], [("settings", "seed 0")])
@@ -15,6 +23,7 @@ SCORES = [Score("spell", 9, 10), Score("add", 3, 10)]
 
 
 def written(folder: Path, history: History) -> str:
+    folder.mkdir(exist_ok=True)
     return write_report(folder, FACTS, MODEL, history, SCORES).read_text()
 
 
@@ -26,8 +35,61 @@ def test_a_column_for_each_stage(tmp_path: Path) -> None:
     report = written(tmp_path, history)
     assert "| task | what | after reading | after answering | exact match |" in report
     assert "| 0.100 | 0.800 | 0.900 ±" in report and "| 0.000 | 0.200 | 0.300 ±" in report
-    assert "| **mean** | | 0.050 | 0.500 | **0.600 ±" in report
+    assert "| **mean** |  | 0.050 | 0.500 | **0.600 ±" in report
     assert "right 2% of the time at first and 92% at last (any of a group: 5% and 100%)" in report
+
+
+def test_the_page_is_one_file_and_says_the_same(tmp_path: Path) -> None:
+    written(tmp_path / "mine", History(steps=[[1, 1.0, 2.0]], tokens=256))
+    page = (tmp_path / "mine" / "report.html").read_text()
+    assert "<h1>mine: 60.0% exact</h1>" in page and "Hello!" in page and "<script" not in page
+    assert 'src="data:image/png;base64,' in page
+    assert not re.findall(r"""(?:src|href)=["'](?!data:)""", page) and "url(" not in page
+    tags = re.findall(r"<(/?)(h1|h2|p|table|tbody|tr|td|th|ul|li|code|b|blockquote|div)\b", page)
+    opened: list[str] = []
+    for slash, tag in tags:
+        if slash:
+            assert opened.pop() == tag
+        else:
+            opened.append(tag)
+    assert opened == []
+
+
+def test_what_a_model_says_cannot_become_markup(tmp_path: Path) -> None:
+    facts = replace(FACTS, samples=[("<b>hi", "<script>alert(1)</script> `x` & **y**")])
+    (tmp_path / "mine").mkdir()
+    write_report(tmp_path / "mine", facts, MODEL, History(), SCORES)
+    page = (tmp_path / "mine" / "report.html").read_text()
+    assert "<script" not in page and "&lt;script&gt;alert(1)" in page and "&lt;b&gt;hi" in page
+
+
+def test_runs_are_compared_and_chance_is_told_from_difference(tmp_path: Path) -> None:
+    first = [Score(name, 125, 250) for name in "abcdef"]
+    second = [Score("a", 170, 250), Score("b", 140, 250), Score("c", 125, 250),
+              Score("d", 80, 250), Score("e", 148, 250), Score("x", 1, 2)]
+    found = {d.task: d for d in compare_scores(first, second)}
+    assert list(found) == list("abcde")
+    assert [d.significant for d in found.values()] == [True, False, False, True, False]
+    assert found["e"].p < 0.05  # alone it would have passed; among five it does not
+    z = (0.68 - 0.5) / math.sqrt(0.59 * 0.41 * 2 / 250)
+    assert found["a"].p == pytest.approx(2 * (1 - NormalDist().cdf(z)), rel=1e-6)
+    assert compare_scores([Score("a", 5, 5)], [Score("a", 9, 9)])[0].p == 1.0
+    for name, scores in (("one", first), ("two", second)):
+        (tmp_path / name).mkdir()
+        write_results(tmp_path / name, scores, {})
+        assert [(s.task, s.right) for s in read_results(tmp_path / name)] == [
+            (s.task, s.right) for s in scores]
+    with pytest.raises(CheckpointError, match=r"results\.json is missing or damaged"):
+        read_results(tmp_path)
+
+
+def test_a_report_compares_with_the_run_before(tmp_path: Path) -> None:
+    assert "Against" not in written(tmp_path / "a", History())
+    better = [Score("spell", 10, 10), Score("add", 10, 10)]
+    (tmp_path / "b").mkdir()
+    report = write_report(tmp_path / "b", FACTS, MODEL, History(), better).read_text()
+    assert "## Against a" in report
+    assert "| add | 0.300 | 1.000 | +0.700 ± 0.145 | **better** |" in report
 
 
 def test_without_exams_and_practice_there_is_the_end_alone(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The report card of a run: report.md and curves.png. Layer 7.
+"""The report card of a run: report.md, report.html, curves.png and results.json. Layer 7.
 
 The one idea: the page is for someone who was not there. It says what was asked, how much of it was
 right, on which machine and in which time, what the model replies, and where it went wrong.
@@ -9,22 +9,37 @@ from __future__ import annotations
 
 import importlib
 import platform
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from gossamer.chat.card import (
+    Block,
+    Heading,
+    Items,
+    Paragraph,
+    Picture,
+    Quote,
+    Table,
+    to_html,
+    to_markdown,
+)
+from gossamer.chat.compare import comparison_table, read_results, write_results
 from gossamer.chat.evaluate import Score, mean_score
 from gossamer.chat.message import pieces_of, shown
 from gossamer.chat.progress import clock_text
 from gossamer.chat.tasks import TASKS
 from gossamer.chat.train import History
+from gossamer.core.errors import CheckpointError
 from gossamer.models.gpt import GPT
 
 __all__ = ["RunFacts", "check_drawing", "write_report"]
 
 _POINTS = 400  # of the loss curve; more cannot be seen
+_WATTS = 15.0  # of a busy core with its share of caches and memory: from 5 to 25
 _SMOOTHING = 0.9  # of the bold loss curve: the mean of about ten steps
 
 
@@ -59,70 +74,86 @@ def check_drawing() -> None:
 def write_report(
     folder: Path, facts: RunFacts, model: GPT, history: History, scores: Sequence[Score]
 ) -> Path:
-    """Write `report.md` and `curves.png` into the run's folder.
+    """Write `report.md`, `report.html`, `curves.png` and `results.json` into the run's folder.
 
     Returns:
         The path of report.md.
     """
     _draw_curves(folder / "curves.png", history, scores)
     mean, error = mean_score(scores)
-    lines = [
-        f"# {facts.name}: {mean:.1%} exact",
-        "",
-        f"Mean exact match over {len(scores)} tasks, {sum(s.asked for s in scores)} held-out "
-        f"questions: **{mean:.3f} ± {error:.3f}** (standard error). No question of the test was "
-        "seen in training under any wording; the whole reply must be right.",
-        "",
-        "![Loss and accuracy over time](curves.png)",
-        "",
-        *_score_table(scores, history),
+    blocks: list[Block] = [
+        Heading(f"{facts.name}: {mean:.1%} exact", 1),
+        Paragraph(
+            f"Mean exact match over {len(scores)} tasks, {sum(s.asked for s in scores)} held-out "
+            f"questions: **{mean:.3f} ± {error:.3f}** (standard error). No question of the test "
+            "was seen in training under any wording; the whole reply must be right."),
+        Picture(folder / "curves.png", "Loss and accuracy over time"),
+        _score_table(scores, history),
+        *_practice_line(history),
+        *_against_the_last(folder, scores),
         *_figures(facts, model, history),
-        *_sample_lines(facts),
-        *_failure_lines(scores),
+        *_samples(facts),
+        *_failures(scores),
     ]
+    (folder / "report.html").write_text(to_html(blocks), encoding="utf-8")
     path = folder / "report.md"
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    path.write_text(to_markdown(blocks), encoding="utf-8")
+    write_results(folder, scores, {"seconds": sum(s for _, s in facts.phases),
+                                   "tokens": history.tokens, "steps": len(history.steps)})
     return path
+
+
+def _against_the_last(folder: Path, scores: Sequence[Score]) -> list[Block]:
+    """The comparison with the newest other run beside this one that came to its end."""
+    others = [p for p in folder.parent.glob("*/results.json") if p.parent != folder]
+    if not others:
+        return []
+    last = max(others, key=lambda p: p.stat().st_mtime).parent
+    try:
+        before = read_results(last)
+    except CheckpointError as error:
+        return [Paragraph(str(error))]
+    return [Heading(f"Against {last.name}"),
+            comparison_table(before, scores, (last.name, folder.name))]
 
 
 _STAGES = {"read": "after reading", "answer": "after answering"}
 
 
-def _score_table(scores: Sequence[Score], history: History) -> list[str]:
+def _score_table(scores: Sequence[Score], history: History) -> Table:
     """A row a task: what each stage but the last had reached, and the end."""
     earlier = [(_STAGES.get(stage, stage), rows) for stage, _, _, rows in history.exams]
-    heads = [name for name, _ in earlier]
-    rows = [f"| task | what |{''.join(f' {h} |' for h in heads)} exact match |",
-            f"| --- | --- |{' --- |' * len(heads)} --- |"]
+    rows = []
     for score in scores:
         doc = TASKS[score.task].doc if score.task in TASKS else ""
         before = (exam.get(score.task, [0, 0]) for _, exam in earlier)
-        reached = "".join(f" {right / asked:.3f} |" if asked else " |" for right, asked in before)
-        rows.append(f"| {score.task} | {doc} |{reached} {score.accuracy:.3f} ± "
-                    f"{score.standard_error:.3f} ({score.right}/{score.asked}) |")
-    means = "".join(f" {_mean(exam):.3f} |" for _, exam in earlier)
+        reached = (f"{right / asked:.3f}" if asked else "" for right, asked in before)
+        rows.append((score.task, doc, *reached, f"{score.accuracy:.3f} ± "
+                     f"{score.standard_error:.3f} ({score.right}/{score.asked})"))
     mean, error = mean_score(scores)
-    return [*rows, f"| **mean** | |{means} **{mean:.3f} ± {error:.3f}** |", "",
-            *_practice_line(history)]
+    rows.append(("**mean**", "", *(f"{_mean(exam):.3f}" for _, exam in earlier),
+                 f"**{mean:.3f} ± {error:.3f}**"))
+    return Table(("task", "what", *(name for name, _ in earlier), "exact match"), tuple(rows))
 
 
 def _mean(exam: Mapping[str, Sequence[int]]) -> float:
     return sum(right / asked for right, asked in exam.values()) / max(1, len(exam))
 
 
-def _practice_line(history: History) -> list[str]:
+def _practice_line(history: History) -> list[Block]:
     """What practice did to the replies drawn in it, first and last tenth of its steps."""
     if not history.practice:
         return []
     tenth = max(1, len(history.practice) // 10)
     first, last = history.practice[:tenth], history.practice[-tenth:]
     one, many = ([sum(row[i] for row in part) / tenth for part in (first, last)] for i in (2, 3))
-    return [f"Practice: {len(history.practice)} steps; replies drawn at temperature 1 were right "
-            f"{one[0]:.0%} of the time at first and {one[1]:.0%} at last (any of a group: "
-            f"{many[0]:.0%} and {many[1]:.0%}).", ""]
+    return [Paragraph(
+        f"Practice: {len(history.practice)} steps; replies drawn at temperature 1 were right "
+        f"{one[0]:.0%} of the time at first and {one[1]:.0%} at last (any of a group: "
+        f"{many[0]:.0%} and {many[1]:.0%}).")]
 
 
-def _figures(facts: RunFacts, model: GPT, history: History) -> list[str]:
+def _figures(facts: RunFacts, model: GPT, history: History) -> list[Block]:
     total = sum(seconds for _, seconds in facts.phases)
     training = dict(facts.phases).get("train", 0.0)
     flops = history.tokens * model.estimate_flops()
@@ -138,29 +169,37 @@ def _figures(facts: RunFacts, model: GPT, history: History) -> list[str]:
                      f"({rate:.0f} GFLOP/s)"),
         ("packing", f"{history.padding / positions:.1%} padding, {history.split} examples split, "
                     "none dropped"),
+        ("memory", f"{_peak_memory() / 1e6:,.0f} MB at most, Python and compiler included"),
+        ("energy", f"about {total * facts.threads * _WATTS / 3600:.1f} Wh, if a busy core draws "
+                   f"{_WATTS:g} W"),
         *facts.settings,
     ]
-    return ["## Figures", "", "| | |", "| --- | --- |",
-            *(f"| {name} | {value} |" for name, value in rows), ""]
+    return [Heading("Figures"), Table(("", ""), tuple(rows))]
 
 
-def _sample_lines(facts: RunFacts) -> list[str]:
-    if not facts.samples:
-        return []
-    lines = ["## Samples", ""]
-    for asked, reply in facts.samples:
-        lines += [f"> {_one_line(asked)}", "", f"`{_one_line(reply)}`", ""]
-    return lines
+def _peak_memory() -> int:
+    """Bytes that this process held at most; 0 where the system does not tell."""
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _failure_lines(scores: Sequence[Score]) -> list[str]:
-    lines = ["## Questions that went wrong", ""]
+def _samples(facts: RunFacts) -> list[Block]:
+    quotes = [Quote(_one_line(asked), _one_line(reply)) for asked, reply in facts.samples]
+    return [Heading("Samples"), *quotes] if quotes else []
+
+
+def _failures(scores: Sequence[Score]) -> list[Block]:
+    lines = []
     for score in scores:
         for question in score.failures:
             answer = "".join(map(shown, pieces_of(question.answer)))
-            lines.append(f"- {score.task}: {_one_line(question.text)} "
+            lines.append(f"{score.task}: {_one_line(question.text)} "
                          f"(right: `{_one_line(answer)}`)")
-    return lines if len(lines) > 2 else []
+    return [Heading("Questions that went wrong"), Items(tuple(lines))] if lines else []
 
 
 def _one_line(text: str) -> str:

@@ -12,7 +12,8 @@ import typer
 from rich.console import Console
 
 import gossamer
-from gossamer.chat.checkpoint import find_checkpoint, load_model
+from gossamer.chat.checkpoint import find_checkpoint, find_run, load_model
+from gossamer.chat.compare import comparison_table, print_table, read_results
 from gossamer.chat.engine import Engine, Sampling
 from gossamer.chat.interrupt import Interrupted, unwind_when_told
 from gossamer.chat.look import show_data, show_mask, show_tasks
@@ -216,6 +217,17 @@ def infer_bench_command(
     """Measure a model: time to the first token, tokens a second, share of the bandwidth."""
     model = load_model(find_checkpoint(root, run)).model
     print_speed(Console(), model, rows or (1, 4, 16), (8, 64, 200))
+
+
+@app.command("compare")
+def compare_command(
+    first: Annotated[str, typer.Argument(metavar="RUN", help="A run that came to its end.")],
+    second: Annotated[str, typer.Argument(metavar="RUN", help="Another.")],
+    root: Root = _ROOT,
+) -> None:
+    """Compare two runs task by task: which differences chance does not explain."""
+    scores = [read_results(find_run(root, name)) for name in (first, second)]
+    print_table(Console(), comparison_table(scores[0], scores[1], (first, second)))
 
 
 def run() -> None:
