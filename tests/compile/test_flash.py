@@ -255,3 +255,27 @@ def test_the_tiled_kernel_is_used() -> None:
     shape = (2, 2, 65, 8)
     (cluster,) = plan(F.scaled_dot_product_attention, shape, shape, shape).clusters
     assert cluster.kind == "attention"
+
+
+# ------------------------------------------------------------------------------------------ layout
+@pytest.mark.parametrize(("heads", "size"), [((2, 2), 8), ((6, 2), 20)])
+def test_projections_meet_the_kernels_without_a_copy(rng: np.random.Generator,
+                                                     heads: tuple[int, int], size: int) -> None:
+    """Forward and backward: two kernels of attention, delta, and products."""
+    b, t, (h, g) = 2, 40, heads
+    widths = [h * size, g * size, g * size]
+    x, w, out = (gs.from_numpy(0.3 * rng.standard_normal(s).astype(np.float32))
+                 for s in ((b, t, 24), (sum(widths), 24), (24, h * size)))
+
+    def gradients(x: Any, w: Any, out: Any) -> list[Any]:
+        leaves = [v.detach().requires_grad_() for v in (w, out)]
+        q, k, v = (part.view(b, t, -1, size).transpose(1, 2)
+                   for part in (x @ leaves[0].t()).split(widths, dim=2))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=h != g)
+        loss = (y.transpose(1, 2).reshape(b, t, -1) @ leaves[1].t()).square().sum()
+        return list(gs.autograd.grad(loss, leaves, retain_graph=True))
+    kinds = [c.kind for c in plan(gradients, x.shape, w.shape, out.shape).clusters]
+    assert sorted(kinds) == ["attention", "attention_grad", *["dot"] * 5, "loops"]
+    fast = gs.compile(gradients)(x, w, out)
+    for a, b_ in zip(fast, gradients(x.double(), w.double(), out.double()), strict=True):
+        np.testing.assert_allclose(a.numpy(), b_.numpy(), rtol=1e-4, atol=1e-4)

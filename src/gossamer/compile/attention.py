@@ -9,8 +9,9 @@ row kernel.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
+from typing import TYPE_CHECKING
 
 from gossamer.compile.calls import BufferRef, Call, FloatWord, KernelSource, Scratch, Word
 from gossamer.compile.contraction import strides_of
@@ -28,7 +29,10 @@ from gossamer.compile.schedule import Cluster
 from gossamer.core.dtype import DType, float32, float64
 from gossamer.ir.node import Node
 
-__all__ = ["backward_calls", "forward_calls", "has_kernel", "rows_of"]
+if TYPE_CHECKING:
+    from gossamer.compile.simplify import Rebuilder
+
+__all__ = ["backward_calls", "forward_calls", "has_kernel", "laid_out", "rows_of"]
 
 _LARGEST = 256  # head size up to which a chunk's transposed rows stay in the caches
 _sources: dict[object, KernelSource] = {}
@@ -41,6 +45,37 @@ def has_kernel(node: Node) -> bool:
     q, _, v = node.inputs[:3]
     return (not node.attrs["mask"] and not node.attrs["start"] and q.dtype in (float32, float64)
             and bool(q.size and v.size) and max(q.shape[-1], v.shape[-1]) <= _LARGEST)
+
+
+def laid_out(b: Rebuilder, node: Node) -> Node | None:
+    """The pick of an attention's result as a view of what the kernel writes: rows with all heads
+    side by side, as projections read and make them; the three cotangents in one tensor, so that
+    those of a common projection are put together where they are made."""
+    whole = node.inputs[0]
+    index, at = node.attrs["index"], whole.attrs
+    if whole.op.name == "attention" and has_kernel(whole) and not at.get("rows_first"):
+        made = b.make(node, "pick", b.make(whole, "attention", *whole.inputs, **at,
+                                           rows_first=True), index=index)
+        return made if index else _heads_first(b, node, made)
+    if whole.op.name != "attention_grad" or at.get("packed") or not has_kernel(whole):
+        return None
+    q, k, v = whole.inputs[:3]
+    if q.shape[-2:] != k.shape[-2:] or k.shape != v.shape:
+        return None
+    rows = b.make(node, "pick", b.make(whole, "attention_grad", *whole.inputs, **at, packed=True),
+                  index=0)
+    begin = (0, q.shape[-3], q.shape[-3] + k.shape[-3])[index]
+    starts, stops = [0] * rows.ndim, list(rows.shape)
+    starts[-2], stops[-2] = begin, begin + whole.inputs[index].shape[-3]
+    part = b.make(node, "slice", rows, starts=tuple(starts), stops=tuple(stops),
+                  steps=(1,) * rows.ndim)
+    return _heads_first(b, node, part)
+
+
+def _heads_first(b: Rebuilder, node: Node, x: Node) -> Node:
+    """(..., H, T, K) of (..., T, H, K)."""
+    lead = x.ndim - 3
+    return b.make(node, "permute", x, axes=(*range(lead), lead + 1, lead, lead + 2))
 
 
 @dataclass(frozen=True)
@@ -119,6 +154,12 @@ def _results(cluster: Cluster, buffers: dict[int, int]) -> dict[int, BufferRef]:
     return {p.attrs["index"]: BufferRef(buffers[id(p)]) for p in cluster.outputs}
 
 
+def _rows_apart(name: str, heads: int, rows: int, size: int, rows_first: bool) -> dict[str, Word]:
+    """Distances in a result between batches, heads and rows, in elements."""
+    head, row = (size, heads * size) if rows_first else (rows * size, size)
+    return {f"{name}_b": heads * rows * size, f"{name}_h": head, f"{name}_t": row}
+
+
 def _call(source: KernelSource, names: tuple[str, ...], words: dict[str, Word], n: int,
           name: str, results: dict[int, BufferRef]) -> Call:
     written = tuple(r.index for r in results.values())
@@ -136,6 +177,8 @@ def forward_calls(cluster: Cluster, buffers: dict[int, int], target: Target,
     results = _results(cluster, buffers)
     out = prod(node.outs[0][0]) * q.dtype.itemsize if node.outs else 0
     words["out"] = results.get(0, Scratch(out))
+    words |= _rows_apart("out", q.shape[-3], q.shape[-2], v.shape[-1],
+                         bool(node.attrs.get("rows_first")))
     words["lse"] = results.get(1, 0)
     n = prod(q.shape[:-2]) * -(-q.shape[-2] // CHUNK)
     return [_call(_source(forward_source, node, target), FORWARD_WORDS, words, n, "attention",
@@ -151,7 +194,14 @@ def backward_calls(cluster: Cluster, buffers: dict[int, int], target: Target,
     words = _common(node, buffers, scratch) | _operand_words("g", g, buffers)
     words["lse"], words["delta"] = _row_pointer(lse, buffers), _row_pointer(delta, buffers)
     results = _results(cluster, buffers)
+    before, heads = 0, q.shape[-3] + 2 * k.shape[-3]
     for i, (name, x) in enumerate((("dq", q), ("dk", k), ("dv", v))):
-        words[name] = results.get(i, Scratch(x.size * x.dtype.itemsize))
+        if node.attrs.get("packed"):
+            words[name] = replace(results[0], offset=before * x.shape[-1] * x.dtype.itemsize)
+            words |= _rows_apart(name, heads, x.shape[-2], x.shape[-1], True)
+            before += x.shape[-3]
+        else:
+            words[name] = results.get(i, Scratch(x.size * x.dtype.itemsize))
+            words |= _rows_apart(name, x.shape[-3], x.shape[-2], x.shape[-1], False)
     return [_call(_source(backward_source, node, target), BACKWARD_WORDS, words,
                   prod(k.shape[:-2]), "attention backward", results)]

@@ -30,10 +30,11 @@ CHUNK = 64  # queries worked on together: four AVX-512 vectors of float32
 KEYS = 48  # keys in a block: S^T of a block is 12 KiB, and a multiple of the 6 rows of a product
 
 _SHARED = ("q", "q_b", "q_h", "q_t", "k", "k_b", "k_h", "k_t", "v", "v_b", "v_h", "v_t")
-FORWARD_WORDS = (*_SHARED, "out", "lse", "heads", "shared", "t", "s", "size", "value_size", "scale",
-                 "window", "scratch", "area")
-BACKWARD_WORDS = (*_SHARED, "g", "g_b", "g_h", "g_t", "lse", "delta", "dq", "dk", "dv", "heads",
-                  "shared", "t", "s", "size", "value_size", "scale", "window", "scratch", "area")
+FORWARD_WORDS = (*_SHARED, "out", "out_b", "out_h", "out_t", "lse", "heads", "shared", "t", "s",
+                 "size", "value_size", "scale", "window", "scratch", "area")
+BACKWARD_WORDS = (*_SHARED, "g", "g_b", "g_h", "g_t", "lse", "delta", "dq", "dq_b", "dq_h", "dq_t",
+                  "dk", "dk_b", "dk_h", "dk_t", "dv", "dv_b", "dv_h", "dv_t", "heads", "shared",
+                  "t", "s", "size", "value_size", "scale", "window", "scratch", "area")
 _POINTERS = frozenset({"q", "k", "v", "g", "out", "lse", "delta", "dq", "dk", "dv", "scratch"})
 
 
@@ -175,6 +176,16 @@ class _Writer:
             mask = near if mask is None else Emitter(self.b, bool_, self.lanes).and_(mask, near)
         return mask
 
+    def blind(self, key: str, first: str) -> str:
+        """Lanes of a chunk (whole vectors, from its first query on) that see no key from `key` on:
+        at the end of a causal chunk's keys its first queries have nothing to do."""
+        if not self.causal:
+            return "0"
+        b = self.b
+        ahead = b.sub(key, first)
+        ahead = b.select(b.compare("sgt", ahead, "0"), ahead, "0")
+        return b.sub(ahead, b.urem(ahead, str(self.lanes)))
+
     @contextmanager
     def key_blocks(self, start: str, end: str) -> Iterator[tuple[str, str]]:
         """For each block of keys: its first key and how many."""
@@ -279,56 +290,68 @@ def forward_source(dtype: DType, target: Target, causal: bool, window: bool) -> 
         f.fill(total, "1", 0.0)
         start, end = f.key_range(first, b.add(first, valid))
         with f.key_blocks(start, end) as (key, keys):
-            f.product(keys, str(CHUNK), w["size"], (f.at(k, b.mul(key, w["k_t"])), w["k_t"], "1"),
-                      (qt, str(CHUNK)), (st, str(CHUNK)), False)
-            _online_softmax(f, st, key, keys, first, top, total, ot)
-            f.product(w["value_size"], str(CHUNK), keys,
-                      (f.at(v, b.mul(key, w["v_t"])), "1", w["v_t"]), (st, str(CHUNK)),
-                      (ot, str(CHUNK)), True)
-        _finish_forward(f, head_item, first, valid, top, total, ot)
+            skip = f.blind(key, first)
+            seeing = b.sub(str(CHUNK), skip)
+            f.product(keys, seeing, w["size"], (f.at(k, b.mul(key, w["k_t"])), w["k_t"], "1"),
+                      (f.at(qt, skip), str(CHUNK)), (f.at(st, skip), str(CHUNK)), False)
+            _online_softmax(f, st, key, keys, (first, skip), top, total, ot)
+            f.product(w["value_size"], seeing, keys,
+                      (f.at(v, b.mul(key, w["v_t"])), "1", w["v_t"]), (f.at(st, skip), str(CHUNK)),
+                      (f.at(ot, skip), str(CHUNK)), True)
+        _finish_forward(f, (batch, head), first, valid, top, total, ot)
     _ = e
     return f.module()
 
 
-def _online_softmax(f: _Writer, st: str, key: str, keys: str, first: str, top: str, total: str,
-                    ot: str) -> None:
-    """st becomes exp(scale * st - maximum so far); the sums and O^T so far are scaled to match."""
-    b, e = f.b, f.e
+def _online_softmax(f: _Writer, st: str, key: str, keys: str, lanes: tuple[str, str], top: str,
+                    total: str, ot: str) -> None:
+    """st becomes exp(scale * st - maximum so far); the sums and O^T so far are scaled to match.
+    `lanes`: the chunk's first query, and how many lanes see nothing here."""
+    first, skip = lanes
     for i in range(f.count):
-        place = str(i * f.lanes)
-        before = f.load(top, place)
-        peak = b.alloca(e.t)
-        b.store(e.t, before, peak)
-        with b.loop("0", keys) as j:
-            row = f.at(st, b.mul(j, str(CHUNK)))
-            s = e.mul(f.load(row, place), f.scale)
-            mask = f.visible(b.add(key, j), first, i)
-            if mask is not None:
-                s = e.select(mask, s, e.const(float("-inf")))
-            f.store(s, row, place)
-            b.store(e.t, e.maximum(b.load(e.t, peak), s), peak)
-        now = b.load(e.t, peak)
-        safe = e.select(e.eq(now, e.const(float("-inf"))), e.const(0), now)
-        shrink = e.exp(e.sub(before, safe))
-        sums = b.alloca(e.t)
-        b.store(e.t, e.mul(f.load(total, place), shrink), sums)
-        with b.loop("0", keys) as j:
-            row = f.at(st, b.mul(j, str(CHUNK)))
-            p = e.exp(e.sub(f.load(row, place), safe))
-            f.store(p, row, place)
-            b.store(e.t, e.add(b.load(e.t, sums), p), sums)
-        f.store(now, top, place)
-        f.store(b.load(e.t, sums), total, place)
-        with b.loop("0", f.word["value_size"]) as d:
-            row = f.at(ot, b.mul(d, str(CHUNK)))
-            f.store(e.mul(f.load(row, place), shrink), row, place)
+        with f.b.when(f.b.compare("sle", skip, str(i * f.lanes))):
+            _softmax_vector(f, i, st, key, keys, first, (top, total, ot))
 
 
-def _finish_forward(f: _Writer, head_item: str, first: str, valid: str, top: str, total: str,
+def _softmax_vector(f: _Writer, i: int, st: str, key: str, keys: str, first: str,
+                    sofar: tuple[str, str, str]) -> None:
+    """One vector of queries of `_online_softmax`."""
+    b, e, place = f.b, f.e, str(i * f.lanes)
+    top, total, ot = sofar
+    before = f.load(top, place)
+    peak = b.alloca(e.t)
+    b.store(e.t, before, peak)
+    with b.loop("0", keys) as j:
+        row = f.at(st, b.mul(j, str(CHUNK)))
+        s = e.mul(f.load(row, place), f.scale)
+        mask = f.visible(b.add(key, j), first, i)
+        if mask is not None:
+            s = e.select(mask, s, e.const(float("-inf")))
+        f.store(s, row, place)
+        b.store(e.t, e.maximum(b.load(e.t, peak), s), peak)
+    now = b.load(e.t, peak)
+    safe = e.select(e.eq(now, e.const(float("-inf"))), e.const(0), now)
+    shrink = e.exp(e.sub(before, safe))
+    sums = b.alloca(e.t)
+    b.store(e.t, e.mul(f.load(total, place), shrink), sums)
+    with b.loop("0", keys) as j:
+        row = f.at(st, b.mul(j, str(CHUNK)))
+        p = e.exp(e.sub(f.load(row, place), safe))
+        f.store(p, row, place)
+        b.store(e.t, e.add(b.load(e.t, sums), p), sums)
+    f.store(now, top, place)
+    f.store(b.load(e.t, sums), total, place)
+    with b.loop("0", f.word["value_size"]) as d:
+        row = f.at(ot, b.mul(d, str(CHUNK)))
+        f.store(e.mul(f.load(row, place), shrink), row, place)
+
+
+def _finish_forward(f: _Writer, item: tuple[str, str], first: str, valid: str, top: str, total: str,
                     ot: str) -> None:
     """Divide by the sums, write the rows and (if wanted) their log-sum-exps."""
     b, e, w = f.b, f.e, f.word
-    row = b.add(b.mul(head_item, w["t"]), first)
+    batch, head = item
+    row = b.add(b.mul(b.add(b.mul(batch, w["heads"]), head), w["t"]), first)
     for i in range(f.count):
         place = str(i * f.lanes)
         sums = f.load(total, place)
@@ -343,8 +366,8 @@ def _finish_forward(f: _Writer, head_item: str, first: str, valid: str, top: str
         with b.when(b.value(f"icmp ne ptr {w['lse']}, null")):
             mask = f.lane_mask(place, valid)
             e.store_masked(lse, f.at(w["lse"], b.add(row, place)), mask)
-    f.transpose_out(f.at(w["out"], b.mul(row, w["value_size"])), w["value_size"], ot,
-                    w["value_size"], valid)
+    out = f.at(f.matrix("out", batch, head), b.mul(first, w["out_t"]))
+    f.transpose_out(out, w["out_t"], ot, w["value_size"], valid)
 
 
 def backward_source(dtype: DType, target: Target, causal: bool, window: bool) -> KernelSource:
@@ -358,10 +381,10 @@ def backward_source(dtype: DType, target: Target, causal: bool, window: bool) ->
     with b.loop("%lo", "%hi") as item:
         batch, group = b.udiv(item, groups), b.urem(item, groups)
         k, v = f.matrix("k", batch, group), f.matrix("v", batch, group)
-        dk = f.at(w["dk"], b.mul(item, b.mul(w["s"], w["size"])))
-        dv = f.at(w["dv"], b.mul(item, b.mul(w["s"], w["value_size"])))
-        _zero(f, dk, b.mul(w["s"], w["size"]))
-        _zero(f, dv, b.mul(w["s"], w["value_size"]))
+        dk, dv = f.matrix("dk", batch, group), f.matrix("dv", batch, group)
+        with b.loop("0", w["s"]) as j:
+            _zero(f, f.at(dk, b.mul(j, w["dk_t"])), w["size"])
+            _zero(f, f.at(dv, b.mul(j, w["dv_t"])), w["value_size"])
         with b.loop("0", w["shared"]) as member, b.loop("0", w["t"], CHUNK) as first:
             head = b.add(b.mul(group, w["shared"]), member)
             valid = b.minimum(b.sub(w["t"], first), str(CHUNK))
@@ -375,18 +398,24 @@ def backward_source(dtype: DType, target: Target, causal: bool, window: bool) ->
             start, end = f.key_range(first, b.add(first, valid))
             with f.key_blocks(start, end) as (key, keys):
                 kk, vv = f.at(k, b.mul(key, w["k_t"])), f.at(v, b.mul(key, w["v_t"]))
-                f.product(keys, str(CHUNK), w["size"], (kk, w["k_t"], "1"), (qt, str(CHUNK)),
-                          (pt, str(CHUNK)), False)
-                f.product(keys, str(CHUNK), w["value_size"], (vv, w["v_t"], "1"),
-                          (gt, str(CHUNK)), (dst, str(CHUNK)), False)
-                _weights(f, pt, dst, key, keys, first, lse, delta)
-                f.product(keys, w["value_size"], valid, (pt, str(CHUNK), "1"), (g, w["g_t"]),
-                          (f.at(dv, b.mul(key, w["value_size"])), w["value_size"]), True)
-                f.product(keys, w["size"], valid, (dst, str(CHUNK), "1"), (q, w["q_t"]),
-                          (f.at(dk, b.mul(key, w["size"])), w["size"]), True)
-                f.product(w["size"], str(CHUNK), keys, (kk, "1", w["k_t"]), (dst, str(CHUNK)),
-                          (dqt, str(CHUNK)), True)
-            f.transpose_out(f.at(w["dq"], b.mul(row, w["size"])), w["size"], dqt, w["size"], valid)
+                skip = f.blind(key, first)
+                seeing, left = b.sub(str(CHUNK), skip), b.sub(valid, skip)
+                scores, slopes = f.at(pt, skip), f.at(dst, skip)
+                f.product(keys, seeing, w["size"], (kk, w["k_t"], "1"),
+                          (f.at(qt, skip), str(CHUNK)), (scores, str(CHUNK)), False)
+                f.product(keys, seeing, w["value_size"], (vv, w["v_t"], "1"),
+                          (f.at(gt, skip), str(CHUNK)), (slopes, str(CHUNK)), False)
+                _weights(f, pt, dst, key, keys, (first, skip), lse, delta)
+                f.product(keys, w["value_size"], left, (scores, str(CHUNK), "1"),
+                          (f.at(g, b.mul(skip, w["g_t"])), w["g_t"]),
+                          (f.at(dv, b.mul(key, w["dv_t"])), w["dv_t"]), True)
+                f.product(keys, w["size"], left, (slopes, str(CHUNK), "1"),
+                          (f.at(q, b.mul(skip, w["q_t"])), w["q_t"]),
+                          (f.at(dk, b.mul(key, w["dk_t"])), w["dk_t"]), True)
+                f.product(w["size"], seeing, keys, (kk, "1", w["k_t"]), (slopes, str(CHUNK)),
+                          (f.at(dqt, skip), str(CHUNK)), True)
+            dq = f.at(f.matrix("dq", batch, head), b.mul(first, w["dq_t"]))
+            f.transpose_out(dq, w["dq_t"], dqt, w["size"], valid)
     return f.module()
 
 
@@ -408,19 +437,21 @@ def _statistics(f: _Writer, row: str, valid: str, lse: str, delta: str) -> None:
             f.store(value, target, place)
 
 
-def _weights(f: _Writer, pt: str, dst: str, key: str, keys: str, first: str, lse: str,
+def _weights(f: _Writer, pt: str, dst: str, key: str, keys: str, lanes: tuple[str, str], lse: str,
              delta: str) -> None:
     """pt: scores to weights; dst: their cotangents to those of the scores, scale included."""
     b, e = f.b, f.e
+    first, skip = lanes
     for i in range(f.count):
         place = str(i * f.lanes)
-        shift, subtract = f.load(lse, place), f.load(delta, place)
-        with b.loop("0", keys) as j:
-            p_row, d_row = (f.at(x, b.mul(j, str(CHUNK))) for x in (pt, dst))
-            p = e.exp(e.sub(e.mul(f.load(p_row, place), f.scale), shift))
-            mask = f.visible(b.add(key, j), first, i)
-            if mask is not None:
-                p = e.select(mask, p, e.const(0))
-            f.store(p, p_row, place)
-            d = e.mul(p, e.sub(f.load(d_row, place), subtract))
-            f.store(e.mul(d, f.scale), d_row, place)
+        with b.when(b.compare("sle", skip, place)):
+            shift, subtract = f.load(lse, place), f.load(delta, place)
+            with b.loop("0", keys) as j:
+                p_row, d_row = (f.at(x, b.mul(j, str(CHUNK))) for x in (pt, dst))
+                p = e.exp(e.sub(e.mul(f.load(p_row, place), f.scale), shift))
+                mask = f.visible(b.add(key, j), first, i)
+                if mask is not None:
+                    p = e.select(mask, p, e.const(0))
+                f.store(p, p_row, place)
+                d = e.mul(p, e.sub(f.load(d_row, place), subtract))
+                f.store(e.mul(d, f.scale), d_row, place)

@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from gossamer.compile.attention import laid_out
 from gossamer.compile.terms import gather_terms
-from gossamer.compile.views import concat_rule, slice_rule
+from gossamer.compile.views import concat_rule, reshape_rule, slice_rule
 from gossamer.core.dtype import DType, bfloat16, int64, round_to_bfloat16
 from gossamer.ir.node import STATE, Node, toposort
-from gossamer.ir.op import CONSTANT, TABLE
+from gossamer.ir.op import CONSTANT, PICK, TABLE
 
 __all__ = ["Rebuilder", "is_number", "simplify"]
 
@@ -110,7 +111,7 @@ def _movement(b: Rebuilder, node: Node) -> Node | None:
         if x.op.name == "reshape":
             x = x.inputs[0]
             return x if x.shape == node.shape else b.make(node, "reshape", x, shape=node.shape)
-        return x if x.shape == node.shape else None
+        return x if x.shape == node.shape else reshape_rule(b, node)
     if name == "permute":
         axes = attrs["axes"]
         if x.op.name == "permute":
@@ -241,9 +242,14 @@ def _contraction(b: Rebuilder, node: Node) -> Node | None:
     return b.make(node, "reduce_sum", product, axes=tuple(range(nb + na + nf, nb + na + nf + nc)))
 
 
+def _result(b: Rebuilder, node: Node) -> Node | None:
+    """One of several results."""
+    return laid_out(b, node) if node.op is PICK else None
+
+
 _RULES: dict[str, Callable[[Rebuilder, Node], Node | None]] = {
     "movement": _movement, "elementwise": _elementwise, "reduction": _reduction,
-    "contraction": _contraction,
+    "contraction": _contraction, "wrapper": _result,
 }
 
 
@@ -258,14 +264,29 @@ def simplify(roots: list[Node]) -> list[Node]:
     return new if gathered is new else _walk(b, gathered)
 
 
+def _wanted_results(roots: list[Node]) -> set[int]:
+    """Ids of operators of which a result is wanted itself: laid out otherwise, it is copied."""
+    found: set[int] = set()
+    for root in roots:
+        while root.op.name == "reshape" and root.value is None:
+            root = root.inputs[0]
+        if root.op is PICK:
+            found.add(id(root.inputs[0]))
+    return found
+
+
 def _walk(b: Rebuilder, roots: list[Node]) -> list[Node]:
     """Every node rebuilt by its rules."""
     new: dict[int, Node] = {}
+    as_they_are = _wanted_results(roots)
     for node in toposort(roots, stop=lambda n: n.value is not None):
         if node.value is not None:
             new[id(node)] = node
             continue
         current = b.again(node, tuple(new[id(x)] for x in node.inputs))
+        if node.op is PICK and id(node.inputs[0]) in as_they_are:
+            new[id(node)] = current
+            continue
         for _ in range(8):  # a rule's result may fit another rule; each makes the graph smaller
             rule = _RULES.get(current.op.kind)
             better = _fold(b, current) or (rule(b, current) if rule is not None else None)

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from itertools import accumulate
+from math import prod
 from typing import TYPE_CHECKING
 
+from gossamer.core.shape import split_groups
 from gossamer.ir.node import Node, Shape
 
 if TYPE_CHECKING:
     from gossamer.compile.simplify import Rebuilder
 
-__all__ = ["concat_rule", "slice_rule"]
+__all__ = ["concat_rule", "reshape_rule", "slice_rule"]
 
 
 def slice_rule(b: Rebuilder, node: Node) -> Node | None:
@@ -95,6 +97,33 @@ def _of_reshape(b: Rebuilder, node: Node, x: Node) -> Node | None:
     part = b.make(node, "slice", source, starts=(begin, *(0 for _ in source.shape[1:])),
                   stops=(end, *source.shape[1:]), steps=(1,) * source.ndim)
     return b.make(node, "reshape", part, shape=node.shape)
+
+
+def reshape_rule(b: Rebuilder, node: Node) -> Node | None:
+    """A slice of rows of an inner axis that are laid end to end: the slice of all laid end to end,
+    so that heads cut out of one tensor and merged meet again in a concatenation."""
+    x = node.inputs[0]
+    if x.op.name != "slice" or not node.size:
+        return None
+    source = x.inputs[0]
+    cut = [i for i, (n, whole) in enumerate(zip(x.shape, source.shape, strict=True)) if n != whole]
+    if len(cut) != 1 or x.attrs["steps"][cut[0]] != 1 or prod(x.shape[:cut[0]]) == 1:
+        return None
+    axis = cut[0]
+    for ours, theirs in split_groups(x.shape, node.shape):
+        inside = [i for i in ours if x.shape[i] != 1 or i == axis]
+        if axis in ours and (inside[0] != axis or len(inside) < 2 or len(theirs) != 1):
+            return None
+        if axis in ours:
+            target = theirs[0]
+    row = prod(x.shape[axis + 1:]) // prod(node.shape[target + 1:])
+    starts, stops = [0] * node.ndim, list(node.shape)
+    starts[target] = x.attrs["starts"][axis] * row
+    stops[target] = starts[target] + node.shape[target]
+    shape = tuple(source.shape[axis] * row if i == target else n for i, n in enumerate(node.shape))
+    whole = b.make(node, "reshape", source, shape=shape)
+    return b.make(node, "slice", whole, starts=tuple(starts), stops=tuple(stops),
+                  steps=(1,) * node.ndim)
 
 
 # concat -------------------------------------------------------------------------------------------

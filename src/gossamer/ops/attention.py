@@ -37,7 +37,9 @@ def _statistics_dtype(dtype: DType) -> DType:
 
 
 def _attention_type(op: Op, q: Node, k: Node, v: Node, *extras: Node, mask: bool, start: bool,
-                    causal: bool, window: int, scale: float) -> list[Type]:
+                    causal: bool, window: int, scale: float,
+                    rows_first: bool = False) -> list[Type]:
+    """`rows_first` (set by the compiler): result 0 is (..., T, H, V), as projections want it."""
     inputs = (q, k, v, *extras)
     if not q.dtype is k.dtype is v.dtype or q.dtype.kind != "f":
         raise dtype_error(op, inputs, "query, key and value must have one floating-point dtype",
@@ -63,7 +65,15 @@ def _attention_type(op: Op, q: Node, k: Node, v: Node, *extras: Node, mask: bool
                   or extras[-1].shape != q.shape[:extras[-1].ndim] or extras[-1].ndim > q.ndim - 3):
         raise shape_error(op, inputs, "start must be int64 with a shape that leads the batch axes",
                           "Pass one position, or one for each sequence.")
-    return [((*rows, v.shape[-1]), q.dtype), (rows, _statistics_dtype(q.dtype))]
+    shape = (*rows, v.shape[-1])
+    return [(_rows_first(shape) if rows_first else shape, q.dtype),
+            (rows, _statistics_dtype(q.dtype))]
+
+
+def _rows_first(shape: Shape) -> Shape:
+    """(..., T, H, K) of (..., H, T, K)."""
+    *lead, heads, rows, size = shape
+    return (*lead, rows, heads, size)
 
 
 def _visible(q: Node, k: Node, start: Node | None, causal: bool, window: int) -> Node | None:
@@ -223,12 +233,17 @@ def scaled_dot_product_attention(q: Node, k: Node, v: Node, mask: Node | None = 
 
 
 def _grad_type(op: Op, q: Node, k: Node, v: Node, lse: Node, g: Node, delta: Node, *extras: Node,
-               mask_grad: bool, **attrs: Any) -> list[Type]:
+               mask_grad: bool, packed: bool = False, **attrs: Any) -> list[Type]:
+    """`packed` (set by the compiler, for T = S and K = V): one result, (..., T, H + 2 G, K), holds
+    the cotangents of the query heads, of the key heads and of the value heads."""
     (out, dtype), (rows, wide) = _attention_type(op, q, k, v, *extras, **attrs)
     if (g.shape, g.dtype) != (out, dtype) or (lse.shape, lse.dtype) != (rows, wide) or \
             (delta.shape, delta.dtype) != (rows, wide):
         raise shape_error(op, (q, k, v, lse, g, delta), f"g must be {dtype.name} {out}, lse and "
                           f"delta {wide.name} {rows}", "Pass the results of attention.")
+    if packed:
+        heads = q.shape[-3] + 2 * k.shape[-3]
+        return [((*q.shape[:-3], q.shape[-2], heads, q.shape[-1]), q.dtype)]
     found = [(x.shape, x.dtype) for x in (q, k, v)]
     return [*found, (extras[0].shape, extras[0].dtype)] if mask_grad else found
 
