@@ -16,12 +16,17 @@ llvm = importlib.import_module("gossamer.compile.llvm")
 
 
 @pytest.fixture
-def streamed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every row counts as large; programs made before are forgotten, and none is kept."""
-    monkeypatch.setattr(llvm, "STREAM_BYTES", 1)
+def readable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs keep their texts; those made before are forgotten, and none is stored."""
     monkeypatch.setenv("GOSSAMER_NO_CACHE", "1")
     monkeypatch.setattr(Program, "forget_texts", lambda self: None)
     engine.clear()
+
+
+@pytest.fixture
+def streamed(readable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every row counts as large."""
+    monkeypatch.setattr(llvm, "STREAM_BYTES", 1)
 
 
 def normalised(x: np.ndarray) -> np.ndarray:
@@ -69,3 +74,23 @@ def test_an_extreme_of_a_row_with_nan_is_nan(rng, kind, columns):
     x[np.arange(0, 40, 2), rng.integers(0, columns, 20)] = np.nan
     got = getattr(gs.tensor(x), kind)(dim=1).numpy()
     np.testing.assert_array_equal(got, getattr(np, kind)(x, axis=1))
+
+
+@pytest.mark.parametrize(("columns", "far"), [(100, False), (1024, True), (1030, True)])
+def test_columns_far_apart_are_fetched_ahead(readable, rng, columns, far):
+    x = rng.standard_normal((37, columns)).astype(np.float32)
+    run = gs.compile(lambda x: (x * x).sum(0))
+    np.testing.assert_allclose(run(gs.tensor(x)).numpy(), (x * x).sum(0), rtol=1e-5)
+    (call,) = run.programs()[0].compiled.calls
+    assert ("llvm.prefetch" in call.source.text) == far
+
+
+@pytest.mark.parametrize(("function", "kept"), [
+    (lambda x: x.softmax(1), 2), (lambda x: gs.nn.functional.layer_norm(x, (64,)), 1)])
+def test_only_what_costs_more_than_a_load_is_kept(readable, rng, function, kept):
+    """softmax leaves its exponentials in the result's row; x - mean is computed again."""
+    run = gs.compile(function)
+    run(gs.tensor(rng.standard_normal((40, 64)).astype(np.float32)))
+    (call,) = run.programs()[0].compiled.calls
+    writes = [line for line in call.source.loops.splitlines() if line.strip().startswith("b")]
+    assert len(writes) == kept

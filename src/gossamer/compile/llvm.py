@@ -154,6 +154,10 @@ class _KernelWriter:
         self.lane_axis = next((a for a in [*kernel.kept, *kernel.reduced]
                                if a.name == self.vector), None)
         self.unroll = 4 if self.operations <= 12 else 2 if self.operations <= 40 else 1
+        if kernel.reduced and self.lane_axis in kernel.kept:
+            if self.unroll == 4 and sum(len(p.reduces) for p in kernel.passes) <= 2:
+                self.unroll = 8  # columns: 512 bytes of a row at a time
+            self.values.column = kernel.reduced[-1].name if specialize else None
         if self.lane_axis is not None and specialize:
             # No more lanes than there are points; whole vectors only need no masked loop.
             while self.unroll > 1 and self.lane_axis.extent < self.unroll * self.width:

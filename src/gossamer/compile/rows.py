@@ -41,7 +41,8 @@ def _keep(kernel: Kernel, number: int, store: Store) -> None:
     for early in kernel.passes[:number]:
         known = {id(v) for r in early.reduces for v in _below(r.value)}
         value = next((v for v in _below(store.value) if id(v) in known and v.dtype is store.dtype
-                      and v is not store.value and v.vars & inner and _cost(v) >= MIN_COST), None)
+                      and v is not store.value and v.vars & inner and _cost(v, inner) >= MIN_COST),
+                     None)
         if value is not None:
             early.stores.append(Store(store.buffer, store.index, value, store.dtype))
             names = [v.name for v in store.index.variables()]
@@ -62,9 +63,10 @@ def _below(root: Val) -> list[Val]:
     return list(found.values())
 
 
-def _cost(root: Val) -> float:
-    """Work to compute a value from what is in memory, in additions."""
-    return sum(v.data[0].cost if v.kind == "op" else 1.0 for v in _below(root))
+def _cost(root: Val, inner: set[str]) -> float:
+    """Work to compute a value in a walk over the axes `inner`, in additions: what does not vary in
+    the walk is computed before it."""
+    return sum(v.data[0].cost if v.kind == "op" else 1.0 for v in _below(root) if v.vars & inner)
 
 
 def _replaced(root: Val, old: Val, new: Val) -> Val:
