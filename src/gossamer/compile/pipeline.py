@@ -70,6 +70,10 @@ def _unseen(stage: str, roots: list[Node]) -> None:
     """Nobody looks."""
 
 
+def _unused(calls: list[Call]) -> None:
+    """Nobody waits for kernels."""
+
+
 def _has_kernel(node: Node) -> bool:
     """Whether a composite stays one node."""
     return any(x.has_kernel(node) for x in (attention, decoding, planes, quantized, winograd))
@@ -79,7 +83,8 @@ def _has_kernel(node: Node) -> bool:
 def compile_graph(roots: Sequence[Node], inputs: Sequence[Node], target: Target,
                   specialize: bool, donate: Sequence[tuple[int, int]] = (),
                   see: Callable[[str, list[Node]], None] = _unseen,
-                  place: Placer = plan_arena) -> Compiled:
+                  place: Placer = plan_arena,
+                  ready: Callable[[list[Call]], None] = _unused) -> Compiled:
     """Compile a graph.
 
     Args:
@@ -90,6 +95,8 @@ def compile_graph(roots: Sequence[Node], inputs: Sequence[Node], target: Target,
         donate: (root, input) pairs of which `shared` is to tell.
         see: called with the name of each stage and the graph's roots then, for `explain`.
         place: gives the temporaries their places.
+        ready: called with the calls of each cluster once their kernels are written, so that these
+            can be compiled while others are written.
     """
     see("traced", list(roots))
     expanded = expand(list(roots), keep=_has_kernel)
@@ -117,6 +124,7 @@ def compile_graph(roots: Sequence[Node], inputs: Sequence[Node], target: Target,
     kernels: list[Kernel | None] = []
     for cluster in plan.clusters:
         new, loops = _cluster_calls(cluster, buffers, target, specialize)
+        ready(new)
         calls += new
         owners += [cluster] * len(new)
         kernels += [loops] * len(new)

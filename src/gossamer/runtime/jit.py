@@ -27,7 +27,7 @@ import sys
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,12 +36,12 @@ from weakref import WeakValueDictionary
 from gossamer.compile.calls import KernelSource
 from gossamer.core.errors import CompileError
 from gossamer.core.settings import setting
-from gossamer.runtime import cache, device, loader, watch
+from gossamer.runtime import cache, device, jobs, loader, watch
 from gossamer.runtime.loader import Kernel
 from gossamer.runtime.softfloat import SOFTFLOAT
 
-__all__ = ["Kernel", "Stats", "addresses", "assembly", "forget", "function_attributes", "kernels",
-           "machine_text", "stats"]
+__all__ = ["Kernel", "Stats", "addresses", "assembly", "begin", "forget", "function_attributes",
+           "kernels", "machine_text", "stats"]
 
 _VERSION = 2  # of the way from text to object code; part of every key on disk
 _CODEGEN_LEVEL = 2  # LLVM's default; 1 and 3 take as long
@@ -186,42 +186,40 @@ def _exported(key: bytes) -> str:
     return "gs_" + key.hex()[:32]
 
 
+def begin(sources: Iterable[KernelSource]) -> None:
+    """Let another core compile what `kernels` will be asked for, while Python goes on.
+
+    Only long texts: helpers need the interpreter's lock now and then, and wait for it 5 ms each
+    time while Python is busy; a product or an attention takes LLVM 100 to 250 ms.
+    """
+    cores = device.usable_cores()
+    if cores < 2:
+        return
+    disk, host = cache.current(), device.host()
+    for source in sources:
+        if len(source.text) >= _LONG_TEXT:
+            key = _key(source, host)
+            if key not in _alive and (disk is None or not disk.path(key).exists()):
+                _begin(source, key, host, cores - 1)
+
+
+_LONG_TEXT = 32_000  # characters
+
+
+def _begin(source: KernelSource, key: bytes, host: device.Host, helpers: int) -> None:
+    jobs.begin(key, len(source.text), lambda: _compile(source, _exported(key), host), helpers)
+
+
 def _compile_all(sources: list[KernelSource], keys: dict[KernelSource, bytes],
                  host: device.Host) -> dict[KernelSource, bytes]:
-    """Object code of each source; the longest texts start first so that no core ends alone."""
-    ordered = sorted(sources, key=lambda s: -len(s.text))
-    workers = min(len(ordered), device.usable_cores())
-
-    def one(source: KernelSource) -> bytes:
-        return _compile(source, _exported(keys[source]), host)
-
-    return _map_parallel(one, ordered, workers)
-
-
-def _map_parallel(function: Callable[[KernelSource], bytes], items: list[KernelSource],
-                  workers: int) -> dict[KernelSource, bytes]:
-    """{item: function(item)} on `workers` threads, of which the caller is one; first error wins."""
-    results: dict[KernelSource, bytes] = {}
-    errors: list[BaseException] = []
-    pending = iter(items)  # a list's iterator: `next` is atomic
-
-    def work() -> None:
-        try:
-            while not errors and (item := next(pending, None)) is not None:
-                results[item] = function(item)
-        except BaseException as error:  # raised again below, in the caller's thread
-            errors.append(error)
-
-    helpers = [threading.Thread(target=work, name=f"gossamer-compile-{i}", daemon=True)
-               for i in range(1, workers)]
-    for helper in helpers:
-        helper.start()
-    work()
-    for helper in helpers:
-        helper.join()
-    if errors:
-        raise errors[0]
-    return results
+    """Object code of each source, made on all cores; the longest texts start first so that no core
+    ends alone."""
+    helpers = min(len(sources), device.usable_cores()) - 1
+    wanted = {keys[source]: source for source in sources}
+    for key, source in wanted.items():
+        _begin(source, key, host, helpers)
+    made = dict(zip(wanted, jobs.finish(list(wanted)), strict=True))
+    return {source: made[keys[source]] for source in sources}
 
 
 class _Tools:

@@ -17,8 +17,9 @@ from pathlib import Path
 from gossamer.compile.gemm import Target
 from gossamer.compile.pipeline import Compiled, compile_graph
 from gossamer.ir.node import user_line
-from gossamer.runtime import cache, watch
+from gossamer.runtime import cache, jit, watch
 from gossamer.runtime.engine import Canonical
+from gossamer.runtime.execute import sources_of
 from gossamer.runtime.program import host_target
 
 __all__ = ["specialized_plan"]
@@ -77,7 +78,8 @@ def _plan(graph: Canonical, donate: Sequence[tuple[int, int]]) -> Compiled:
             if isinstance(found, Compiled):
                 return found
     roots, inputs = graph.graph(literal=True)
-    made = compile_graph(roots, inputs, target, specialize=True, donate=donate)
+    made = compile_graph(roots, inputs, target, specialize=True, donate=donate,
+                         ready=lambda calls: jit.begin(sources_of(calls)))
     if disk is not None:
         disk.write(key, pickle.dumps(replace(made, owners=[], kernels=[])), cache.PLAN)
     return made
