@@ -26,7 +26,8 @@ from gossamer.core.dtype import DType
 __all__ = ["gemm"]
 
 _KC = 384  # most products summed in registers before C is touched
-_FEW = 16  # panels of the other operand up to which an operand is read in place
+# Panels of the other operand up to which A, and up to which B is read in place.
+_FEW_A, _FEW_B = 32, 16
 _LINE, _PAGE = 64, 4096  # bytes
 # Rows of an A across k that are packed for all panels before the next rows: each line is read from
 # memory once. Measured on Zen 4 (8 .. 64): up to 8 % of a weight gradient whose rows are pages.
@@ -182,13 +183,13 @@ def _reading(p: Problem, tile: Tile) -> Values:
     """Which operands are read in place: packing pays only for what is read often enough.
 
     Measured on Zen 4 (M, N = 192 .. 2048, K = 64 .. 2048): with tiles of 14 rows, reading A in
-    place is up to 40 % faster for few columns and never slower up to 512; tiles of 6 rows use too
+    place is up to 40 % faster for few columns and never slower up to 1024; tiles of 6 rows use too
     little of each line, and win up to 32 columns. For B, in place wins up to 16 panels of rows if
     it is less than a page from row to row.
     """
     by_rows, a_pitch, a_pack, b_pack = False, 0, 1, 1
     more: Values = {}
-    few = _FEW if tile.rows >= 12 else 2
+    few = _FEW_A if tile.rows >= 12 else 2
     if isinstance(p.a, Operand) and p.n <= few * tile.columns:
         _, _, r, k = p.a.strides
         if k == 1 and not _aliases(r, tile):
@@ -198,7 +199,7 @@ def _reading(p: Problem, tile: Tile) -> Values:
     if isinstance(p.b, Operand) and p.b.strides[2] == 1:
         pitch = abs(p.b.strides[3]) * tile.nbytes
         whole_lines = pitch % _LINE == 0 and pitch < _PAGE
-        if p.m <= tile.rows * (_FEW if whole_lines else 1):
+        if p.m <= tile.rows * (_FEW_B if whole_lines else 1):
             b_pack = 0
     if isinstance(p.a, Operand) and p.a.strides[2] == 1:
         more = {"a_run": _RUN}
