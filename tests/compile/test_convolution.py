@@ -122,7 +122,8 @@ def test_values_and_gradients(name: str, dtype: Any, tolerance: float, compiled:
         close(mine, wanted, tolerance)
 
 
-@pytest.mark.parametrize("name", ["wide", "stride, groups", "small images, 1 x 1"])
+@pytest.mark.parametrize("name", ["wide", "wide 5 x 5", "7 x 7", "stride, groups",
+                                  "tiles, odd", "one window", "small images, 1 x 1"])
 def test_bfloat16_accumulates_in_float32(name: str) -> None:
     case = CASES[name]
     given = [torch.tensor(v).bfloat16() for v in arrays(case, np.float32)]
@@ -131,6 +132,24 @@ def test_bfloat16_accumulates_in_float32(name: str) -> None:
     found = gs.compile(lambda x, w, b: ours(case, x, w, b))(x, w, b)
     assert found.dtype is gs.bfloat16
     close(found, wanted, 1e-2)
+
+
+@pytest.mark.parametrize("name", ["wide", "odd", "one window", "two strides"])
+def test_bfloat16_gradients(name: str) -> None:
+    case = CASES[name]
+    x, w = (torch.tensor(v).bfloat16() for v in arrays(case, np.float32)[:2])
+    their = [v.double().requires_grad_() for v in (x, w)]
+    y = T.conv2d(*their, None, case.stride, case.padding, case.dilation)
+    g = torch.tensor(np.random.default_rng(1).normal(size=y.shape)).bfloat16()
+    y.backward(g.double())
+
+    def run(x: gs.Tensor, w: gs.Tensor, g: gs.Tensor) -> tuple[gs.Tensor, ...]:
+        y = F.conv2d(x, w, None, case.stride, case.padding, case.dilation)
+        return (y.detach(), *gs.autograd.grad(y, (x, w), g))
+
+    mine = [gs.tensor(v.float().numpy()).bfloat16().requires_grad_() for v in (x, w, g)]
+    for found, wanted in zip(gs.compile(run)(*mine), (y, *(v.grad for v in their)), strict=True):
+        close(found, wanted, 1e-2)
 
 
 @pytest.mark.parametrize(("kernel", "groups"), [(3, 1), (5, 1), (3, 16)],

@@ -27,6 +27,7 @@ from gossamer.compile.implicit import Digits, View, pack_view, scope, vectors, v
 from gossamer.compile.llvm import module_text, named
 from gossamer.compile.llvm_values import Lane, ValueWriter
 from gossamer.compile.lower import Lowering, ravel, unravel
+from gossamer.compile.pairs import in_pairs, pair_step
 from gossamer.compile.schedule import Cluster
 from gossamer.core.dtype import DType, bfloat16, float32 as f32, float64
 from gossamer.ir.index import Index, Var, var
@@ -291,9 +292,16 @@ def contraction_calls(cluster: Cluster, buffers: dict[int, int], target: Target,
         out, loops = _epilogue(cluster, product, buffers, target, dtype, specialize)
     sizes = (b0.extent, b1.extent), m.extent, n.extent, k.extent
     if "low" in dot.attrs:
-        left, right = (_low_operand(x, buffers, dot.attrs["low"], target, specialize)
+        low = dot.attrs["low"]
+        left, right = (_low_operand(x, buffers, low, target, specialize)
                        for x in (product.a, product.b))
-        return low_gemm(*sizes, dot.attrs["low"], left, right, out, target), loops
+        views = [x for x in (left, right) if isinstance(x, Packed)]
+        paired = (bool(views) and low is bfloat16 and pair_tile(target) is not None
+                  and not any(k.extent % (2 * pair_step(x)) for x in views))
+        if paired:
+            left, right = (in_pairs(x, target) if isinstance(x, Packed) else x
+                           for x in (left, right))
+        return low_gemm(*sizes, low, left, right, out, target, paired), loops
     a, b = (_packed_or_placed(x, buffers, dtype, target, specialize)
             for x in (product.a, product.b))
     if isinstance(b, Operand):  # strides (.., k, n), as `gemm` wants them

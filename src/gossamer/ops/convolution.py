@@ -114,7 +114,8 @@ def _conv(x: Node, w: Node, *, stride: Ints, low: Ints, high: Ints, interior: In
     """Batched over images as well as groups, with one weight for all images: so the product's
     order is that of the result, and what follows is its epilogue."""
     rank, kernel = len(stride), w.shape[2:]
-    if x.dtype in (float16, bfloat16):  # products of these are float32 inside: convert them once
+    pairs = x.dtype is bfloat16 and groups == 1 and w.shape[1] % 2 == 0  # as its products want
+    if x.dtype in (float16, bfloat16) and not pairs:  # float32 inside: convert once
         wide = conv(cast(x, dtype=float32), cast(w, dtype=float32), stride=stride, low=low,
                     high=high, interior=interior, dilation=dilation, groups=groups)
         return cast(wide, dtype=x.dtype)

@@ -57,13 +57,14 @@ class Stored:
 
 
 def low_gemm(batch: tuple[int, int], m: int, n: int, k: int, low: DType, a: Stored | Packed,
-             b: Stored | Packed, out: Output | Epilogue, target: Target) -> list[Call]:
+             b: Stored | Packed, out: Output | Epilogue, target: Target,
+             paired: bool = False) -> list[Call]:
     """Calls of C[b0, b1, i, j] = sum over k of round(A[b0, b1, i, k]) round(B[b0, b1, j, k]).
 
     Args:
         low: the dtype that operands are rounded to: bfloat16 or float16.
         a, b: operands; strides are (b0, b1, row of A or column of B, k). A `Packed` one gives
-            rounded numbers in float32, and then there are no pairs.
+            rounded numbers in float32, and then there are no pairs; or, if `paired`, pairs.
         out: C, float32, or the consumer of its blocks.
 
     Returns:
@@ -71,7 +72,7 @@ def low_gemm(batch: tuple[int, int], m: int, n: int, k: int, low: DType, a: Stor
 
     Cost: on a CPU with bfloat16 products half the multiply-adds of `gemm`, and half its reading.
     """
-    plain = isinstance(a, Stored) and isinstance(b, Stored)
+    plain = paired or isinstance(a, Stored) and isinstance(b, Stored)
     tile = pair_tile(target) if low is bfloat16 and plain else None
     depth = k if tile is None else -(-k // 2)
     left, right = (_packed(x, k, low, target, tile is not None) for x in (a, b))
