@@ -532,3 +532,33 @@ def test_the_number_of_threads_and_grad_mode_are_part_of_the_signature() -> None
     with gs.no_grad():
         assert not f().requires_grad
     assert f().requires_grad
+
+
+def test_what_was_taken_before_a_call_keeps_its_value() -> None:
+    """A state's node is given its new value in place only if nobody else looks at it."""
+    state, p = gs.zeros(5), gs.zeros(5, requires_grad=True)
+
+    @gs.compile
+    def step(x: gs.Tensor) -> gs.Tensor:
+        loss = (p.flip(0) * x).sum()
+        loss.backward()
+        with gs.no_grad():
+            p.copy_(p.flip(0) - p.grad)
+        p.grad = None
+        state.copy_(state.flip(0) * 2 + x)  # reads what it would overwrite
+        return loss
+
+    for n in range(4):
+        step(gs.arange(5.0))
+        was, weights = state.numpy().copy(), p.detach().numpy().copy()
+        product, view, alias, clone = state * 1, state[1:3], state.detach(), state.clone()
+        loss = (p * p).sum()
+        step(gs.arange(5.0))
+        now = was[::-1] * 2 + np.arange(5.0)
+        for taken, value in ((product, was), (clone, was), (view, now[1:3]), (alias, now),
+                             (state, now), (p.detach(), weights[::-1] - np.arange(5.0)[::-1])):
+            np.testing.assert_array_equal(taken.numpy(), value, err_msg=f"call {n}")
+        assert loss.item() == (weights * weights).sum()
+        loss.backward()
+        np.testing.assert_array_equal(p.grad.numpy(), 2 * weights)
+        p.grad = None
