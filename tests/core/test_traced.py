@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
-from gossamer.core.traced import Trace, Untraceable, gcd, pinned
+from gossamer.core.traced import Text, Trace, Untraceable, gcd, pinned, text_of
 
 
 def compute(a: Any, b: Any) -> tuple[Any, ...]:
@@ -20,7 +20,8 @@ def compute(a: Any, b: Any) -> tuple[Any, ...]:
         whole = whole + max(a, b) * 0.5
     known = {a: 1, b: 2, a + b: 3}
     return (whole, rest, parts, gcd(a, b * 6), -b, (a + 63) & -64, known[b + a], len(known),
-            1 / (a + b), 7 // (b + 1), 5 - a, 9 % (a + 1), min(a, 12), pinned(b) if b < 3 else 0)
+            1 / (a + b), 7 // (b + 1), 5 - a, 9 % (a + 1), min(a, 12), abs(a - b),
+            pinned(b) if b < 3 else 0)
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40), st.integers(1, 40))
@@ -50,6 +51,11 @@ def test_equal_expressions_are_one_line_and_unused_ones_none() -> None:
     assert (n // 3) / 2 == 1.0
     assert trace.program([n])(7) == (7,) and trace.program([n])(9) is None
     assert Trace((6,)).program([])(1) == ()
+
+
+def test_texts_are_written_later() -> None:
+    (n,) = Trace((6,)).symbols
+    assert text_of("{}x{}", 2, 3) == "2x3" and text_of("{}x{}", n, 3) == Text("{}x{}", (n, 3))
 
 
 def test_what_cannot_be_written_down_is_refused() -> None:

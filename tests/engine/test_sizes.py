@@ -17,6 +17,18 @@ from tests.compile.programs import program, steps
 from tests.compile.test_remembered import LENGTHS, STRUCTURES
 
 Make = Callable[[gs.Tensor], Any]
+WEIGHT = gs.from_numpy(np.zeros((64, 32), np.float32))
+BIAS = gs.from_numpy(np.zeros(32, np.float32))
+PRODUCTS: dict[str, Make] = {
+    "linear": lambda x: (x[:, :1].expand(-1, 64).contiguous() @ WEIGHT + BIAS).relu(),
+    "chained": lambda x: ((x @ x.T).tanh() @ x).softmax(-1),
+    "gram": lambda x: x.T @ x,
+    "vector": lambda x: x @ x[0],
+    "batched": lambda x: (x.unsqueeze(1) * 2).transpose(1, 2) @ x.unsqueeze(1),
+    "half": lambda x: x.half() @ x.half().T,
+    "whole": lambda x: x.long() @ x.long().T,
+    "convolution": lambda x: gs.nn.functional.conv2d(x[None, None], gs.ones(3, 1, 3, 3)),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +78,18 @@ def test_a_plan_for_other_sizes_is_the_compilers(name: str, rng: np.random.Gener
         assert count > 10, (count, sizes.refused)
 
 
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_products_of_other_sizes(name: str, rng: np.random.Generator) -> None:
+    """Blocks, grains and packing follow from sizes too."""
+    count = reused(PRODUCTS[name], [(n, 64) for n in range(100, 130)])
+    assert count > (20 if name not in ("chained", "gram", "batched") else 0), sizes.refused
+    shapes = [(int(a), int(b)) for a, b in rng.integers(3, 700, (30, 2))]
+    small = [s for s in itertools.product(LENGTHS, LENGTHS) if min(s) > 2]
+    rng.shuffle(small)
+    reused(PRODUCTS[name], shapes + small[:30])
+    assert "another plan" not in sizes.refused
+
+
 def test_an_index_is_checked_at_every_size() -> None:
     table = gs.arange(14).float().reshape(7, 2)
     table.tolist()
@@ -108,7 +132,7 @@ def test_sizes_that_were_equal_need_not_be() -> None:
 
 def test_what_stays_with_the_compiler_is_asked_once() -> None:
     def make(x: gs.Tensor) -> gs.Tensor:
-        return (x @ x.T).sum()
+        return x.sort(1)[0] * 2
 
     assert reused(make, [(n, 64) for n in range(20, 30)]) == 0
     assert list(sizes.refused.values()) == [1]

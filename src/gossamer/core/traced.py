@@ -16,10 +16,11 @@ import functools
 import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Trace", "Traced", "Untraceable", "gcd", "is_traced", "largest_divisor", "pinned",
-           "traceable"]
+__all__ = ["Text", "Trace", "Traced", "Untraceable", "gcd", "is_traced", "largest_divisor",
+           "pinned", "text_of", "traceable"]
 
 _ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
     "+": operator.add, "-": operator.sub, "*": operator.mul, "//": operator.floordiv,
@@ -126,6 +127,21 @@ class Trace:
         return made
 
 
+@dataclass(frozen=True)
+class Text:
+    """A text with numbers in it, to be written when they are known."""
+
+    template: str
+    numbers: tuple[Any, ...]
+
+
+def text_of(template: str, *numbers: Any) -> Any:
+    """`template.format(*numbers)`; a Text if one of them is traced."""
+    if any(is_traced(x) for x in numbers):
+        return Text(template, numbers)
+    return template.format(*numbers)
+
+
 def is_traced(x: Any) -> bool:
     """Whether a number is one of a trace."""
     return x.__class__ is Traced
@@ -206,6 +222,9 @@ class Traced:
 
     def __neg__(self) -> Traced:
         return self.trace.apply("-", 0, self)
+
+    def __abs__(self) -> Traced:
+        return self if self >= 0 else -self
 
     def __divmod__(self, other: Any) -> Any:
         return self // other, self % other

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gossamer.core.dtype import DType
+from gossamer.core.traced import is_traced
 from gossamer.ir.index import Condition, Index
 
 __all__ = ["Axis", "Kernel", "Pass", "Reduce", "Store", "Val", "show"]
@@ -175,7 +176,9 @@ def operands(val: Val) -> Iterator[Val]:
 
 
 def show(kernel: Kernel) -> str:
-    """The kernel as readable loops."""
+    """The kernel as readable loops; nothing for one of a trace (`core/traced`)."""
+    if any(is_traced(a.extent) for a in (*kernel.kept, *kernel.reduced)):
+        return ""
     names: dict[int, str] = {}
     lines = [f"kernel {kernel.name}:"]
     pad = "  "

@@ -13,21 +13,23 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from gossamer.compile.calls import Call
+from gossamer.compile.calls import BufferRef, Call, Scratch
 from gossamer.compile.gemm import Target
 from gossamer.compile.memory import Arena, plan_arena
 from gossamer.compile.pipeline import Compiled, compile_graph
 from gossamer.core.errors import GossamerError
-from gossamer.core.traced import Trace, Untraceable, is_traced
+from gossamer.core.traced import Text, Trace, Untraceable, is_traced
 from gossamer.ir.node import Node, toposort
 
 __all__ = ["Family", "Sizes", "family_of", "filled", "forget", "refused"]
 
-# What a graph may be made of: products and sorts choose by sizes in ways of their own.
-_KINDS = frozenset({"leaf", "elementwise", "reduction", "movement", "indexing", "scan"})
+# What a graph may be made of: sorts and attention choose by sizes in ways of their own.
+_KINDS = frozenset({"leaf", "elementwise", "reduction", "movement", "indexing", "scan",
+                    "contraction"})
+_CHANGING = ("words", "n", "grain", "name")  # fields of a call that may hold sizes
 _MOST_FAMILIES = 512  # structures remembered, those asked for longest ago go first
 _MOST_PLANS = 16  # of one structure: each is about 20 kB
 _REFUSAL = 4  # plans that one which could not be made counts for
@@ -82,7 +84,7 @@ class _Plan:
         symbols: positions of the integers of each symbol, which must be equal.
         program: from the symbols to the integers, or None.
         compiled: a plan for some sizes.
-        places: of each call the (word, number of its integer), and numbers of n and grain.
+        calls: of each call the fields that hold numbers of integers (`_Slot`).
         sizes: buffer -> number of its bytes.
         over: what the places of temporaries depend on, besides sizes.
     """
@@ -91,7 +93,7 @@ class _Plan:
     symbols: tuple[tuple[int, ...], ...]
     program: Callable[..., tuple[int, ...] | None]
     compiled: Compiled
-    places: list[tuple[list[tuple[int, int]], int, int]]
+    calls: list[dict[str, Any]]
     sizes: dict[int, int]
     over: dict[tuple[int, int], set[int]]
 
@@ -106,12 +108,8 @@ class _Plan:
         now = self.program(*[values[places[0]] for places in self.symbols])
         if now is None:
             return None
-        calls: list[Call] = []
-        for call, (words, n, grain) in zip(self.compiled.calls, self.places, strict=True):
-            changed = list(call.words)
-            for place, number in words:
-                changed[place] = now[number]
-            calls.append(replace(call, words=tuple(changed), n=now[n], grain=now[grain]))
+        calls = [replace(call, **_written(changing, now))
+                 for call, changing in zip(self.compiled.calls, self.calls, strict=True)]
         sizes = {b: now[number] for b, number in self.sizes.items()}
         arena = plan_arena(calls, {b: sizes[b] for b in self.compiled.arena.offsets},
                            lambda t, buffer: self.over[t, buffer])
@@ -212,12 +210,8 @@ def _traced(last: Sequence[int], values: Sequence[int],
     later = _Later()
     made = compile_graph(roots, inputs, target, specialize=False, see=_only_simple, place=later)
     numbers = _Numbers()
-    calls = []
-    for call in made.calls:
-        if any(isinstance(w, tuple) for w in call.words):
-            raise _Never("a call with blocks in blocks")
-        words = [(i, numbers.of(w)) for i, w in enumerate(call.words) if is_traced(w)]
-        calls.append((words, numbers.of(call.n), numbers.of(call.grain)))
+    calls = [{name: numbers.slots(getattr(call, name)) for name in _CHANGING}
+             for call in made.calls]
     sizes = {b: numbers.of(n) for b, n in made.sizes.items()}
     changing = {i for where in places.values() for i in where}
     return _Plan(tuple([(i, v) for i, v in enumerate(values) if i not in changing]),
@@ -239,6 +233,54 @@ class _Numbers:
             self._known[key] = len(self.found)
             self.found.append(value)
         return self._known[key]
+
+    def slots(self, value: Any) -> Any:
+        """`value` with slots for the traced numbers in it."""
+        if is_traced(value):
+            return _Slot(self.of(value))
+        if isinstance(value, tuple):
+            return tuple([self.slots(x) for x in value])
+        if isinstance(value, Text):
+            return _Made(_joined, {"template": value.template,
+                                   "numbers": self.slots(value.numbers)})
+        if isinstance(value, BufferRef | Scratch):
+            parts = {f.name: getattr(value, f.name) for f in fields(value)}
+            if any(is_traced(x) for x in parts.values()):
+                return _Made(type(value), {k: self.slots(x) for k, x in parts.items()})
+        return value
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """Where an integer of a plan goes."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What is made of integers of a plan."""
+
+    make: Callable[..., Any]
+    parts: dict[str, Any]
+
+
+def _joined(template: str, numbers: tuple[int, ...]) -> str:
+    return template.format(*numbers)
+
+
+def _written(value: Any, now: Sequence[int]) -> Any:
+    """The inverse of `_Numbers.slots`."""
+    kind = value.__class__
+    if kind is _Slot:
+        return now[value.number]
+    if kind is tuple:
+        return tuple([_written(x, now) for x in value])
+    if kind is _Made:
+        return value.make(**_written(value.parts, now))
+    if kind is dict:
+        return {name: _written(x, now) for name, x in value.items()}
+    return value
 
 
 def _only_simple(stage: str, roots: list[Node]) -> None:

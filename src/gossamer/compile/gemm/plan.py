@@ -22,12 +22,13 @@ from gossamer.compile.gemm.problem import Problem, normal_form
 from gossamer.compile.gemm.target import Target, Tile, tile_for
 from gossamer.compile.gemm.words import Blocks, Values, argument_block
 from gossamer.core.dtype import DType
+from gossamer.core.traced import text_of
 
 __all__ = ["gemm"]
 
 _KC = 384  # most products summed in registers before C is touched
 # Panels of the other operand up to which A, and up to which B is read in place.
-_FEW_A, _FEW_B = 32, 16
+_FEW_A, _FEW_B = 24, 16
 _LINE, _PAGE = 64, 4096  # bytes
 # Rows of an A across k that are packed for all panels before the next rows: each line is read from
 # memory once. Measured on Zen 4 (8 .. 64): up to 8 % of a weight gradient whose rows are pages.
@@ -183,7 +184,7 @@ def _reading(p: Problem, tile: Tile) -> Values:
     """Which operands are read in place: packing pays only for what is read often enough.
 
     Measured on Zen 4 (M, N = 192 .. 2048, K = 64 .. 2048): with tiles of 14 rows, reading A in
-    place is up to 40 % faster for few columns and never slower up to 1024; tiles of 6 rows use too
+    place is up to 40 % faster for few columns and never slower up to 768; tiles of 6 rows use too
     little of each line, and win up to 32 columns. For B, in place wins up to 16 panels of rows if
     it is less than a page from row to row.
     """
@@ -228,8 +229,8 @@ def _call(p: Problem, s: Blocks, tile: Tile, target: Target, source: KernelSourc
     serial = target.threads == 1 or items == 1 or p.multiply_adds < _SERIAL
     grain = min(_ceil(_CHUNK, each), _ceil(items, 4 * target.threads))
     reads, writes = _buffers(p)
-    return Call(source, words, items, 0 if serial else grain, f"gemm {p.m}x{p.n}x{p.k}",
-                reads, writes)
+    name = text_of("gemm {}x{}x{}", p.m, p.n, p.k)
+    return Call(source, words, items, 0 if serial else grain, name, reads, writes)
 
 
 def _buffers(p: Problem) -> tuple[tuple[int, ...], tuple[int, ...]]:
