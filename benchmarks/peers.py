@@ -126,7 +126,7 @@ PEERS: dict[str, Peer] = {
         Peer("jax", "jax", _A + "jaxlike", True, lambda n: {"NPROC": str(n), "PJRT_NPROC": str(n)},
              _jax_caches),
         Peer("tinygrad", "tinygrad", _A + "tinylike", True, lambda n: {"NUM_CPU_THREADS": str(n)},
-             _tinygrad_caches, patience=15.0),
+             _tinygrad_caches, patience=25.0),
         Peer("llamacpp", "xllamacpp", _A + "llamacpp", False, lambda n: {}, lambda folder: {}),
         # JAX and tinygrad by default do what is set above: one thread a core they may run on.
         Peer("torch:default", "torch", _A + "torchlike", False, *_TORCH, tuned=False),
