@@ -7,7 +7,7 @@ import pytest
 
 from gossamer.compile.cluster import Cluster
 from gossamer.compile.gemm import Target
-from gossamer.compile.gemm.lowbit import instruction
+from gossamer.compile.gemm.lowbit import Scheme, dot_source, instruction
 from gossamer.compile.quantized import FEW, has_kernel, product_calls
 from gossamer.core.dtype import DType, as_dtype, bfloat16, float16, float32, round_to_bfloat16
 from gossamer.ir.node import Node
@@ -176,3 +176,21 @@ def test_which_products_have_a_kernel() -> None:
     assert has_kernel(node(FEW, float32, False)) and has_kernel(node(FEW + 1, float32, True))
     assert not has_kernel(node(FEW + 1, float32, False)), "many rows: weights become floats once"
     assert not has_kernel(node(1, bfloat16, True)) and not has_kernel(node(0, float32, True))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_neon_multiplies_by_sdot(bits: int) -> None:
+    """Compiled for AArch64 and looked at: eight instructions for a block of 32 and each row."""
+    target = Target(16, frozenset({"neon", "dotprod"}))
+    text = dot_source(Scheme(bits, float16, True, True), target).text
+    binding = device.llvm()
+    binding.initialize_all_targets()
+    binding.initialize_all_asmprinters()
+    features = "+neon,+dotprod"
+    module = binding.parse_assembly(
+        f'target triple = "aarch64-linux-gnu"\n{text}\n'
+        f'attributes #0 = {{ nounwind "target-features"="{features}" }}\n')
+    machine = binding.Target.from_triple("aarch64-linux-gnu").create_target_machine(
+        features=features, opt=2)
+    lines = machine.emit_assembly(module).splitlines()
+    assert sum(line.split()[:1] == ["sdot"] for line in lines) == 8 * (4 + 2 + 1)
