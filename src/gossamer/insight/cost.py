@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import log2, prod
 
+from gossamer.compile import winograd
 from gossamer.compile.calls import Call
 from gossamer.compile.contraction import describe
 from gossamer.compile.schedule import Cluster
@@ -93,16 +94,24 @@ def _special_flops(node: Node) -> float:
         return _attention_flops(node, products=2)
     if name == "attention_grad":  # scores again, then the cotangents of V, of the weights, Q and K
         return _attention_flops(node, products=5)
-    if name in ("conv", "conv_weight"):  # 16 products for each tile of 2x2 results
-        y = node.shape if name == "conv" else node.inputs[0].shape
-        channels = node.inputs[0 if name == "conv" else 1].shape[1]
-        return 32.0 * y[0] * y[1] * channels * -(-y[2] // 2) * -(-y[3] // 2)
+    if name in ("conv", "conv_weight"):
+        return _convolution_flops(node)
     if name == "argsort":
         axis = node.shape[node.attrs.get("axis", -1)] if node.shape else 1
         return node.size * max(1.0, log2(max(axis, 1)))
     if name in ("scatter", "scatter_add"):
         return float(node.inputs[2].size if name == "scatter_add" else 0)
     return float(node.size)
+
+
+def _convolution_flops(node: Node) -> float:
+    """Two for each result and place that it sees; by tiles 16 products for 2x2 results."""
+    forward = node.op.name == "conv"
+    y = node.shape if forward else node.inputs[0].shape
+    w = node.inputs[1].shape if forward else node.shape
+    if winograd.has_kernel(node):
+        return 32.0 * y[0] * y[1] * w[1] * -(-y[2] // 2) * -(-y[3] // 2)
+    return 2.0 * prod(y) * prod(w[1:]) / prod(i + 1 for i in node.attrs["interior"])
 
 
 def _attention_flops(node: Node, products: int) -> float:

@@ -339,6 +339,7 @@ def _pool_type(op: Op, x: Node, *, kernel: Ints, stride: Ints, low: Ints, high: 
     return (*x.shape[:lead], *extents), x.dtype
 
 
+_BY_PLANES = 9  # places of a window up to which gradients of windows side by side go by planes too
 _WRITTEN_OUT = 16  # places of a window that are compared one after the other, without a loop
 
 
@@ -431,7 +432,8 @@ def _max_pool_vjp(g: Node, y: Node, x: Node, *, kernel: Ints, stride: Ints, low:
     """To the first largest element of each window, as in PyTorch."""
     winners = _winners(y, x, kernel, stride, low, high, dilation)
     rank, lead = len(kernel), x.ndim - len(kernel)
-    if stride == kernel and set(dilation) == {1}:
+    apart = stride == kernel and set(dilation) == {1}
+    if apart and not (kernel[-1] > 2 and size_of(kernel) <= _BY_PLANES and x.dtype is float32):
         folded, lengths = _side_by_side(g, winners, kernel)
         behind = tuple(n + a - m for n, a, m in zip(x.shape[lead:], low, lengths, strict=True))
         return (pad_or_cut(folded, tuple(-n for n in low), behind, (0,) * rank),)
