@@ -266,6 +266,15 @@ def test_the_walk_over_all_inputs_on_a_few(name):
         np.testing.assert_allclose(out, error, atol=1e-6)
 
 
+@pytest.mark.parametrize(("name", "low", "high"), [
+    ("sigmoid", 0xBE000000, 0xBF000000), ("tan", 0x477D0000, 0x477E0000),
+    ("acosh", 0x3F800000, 0x3F900000)])
+def test_where_the_error_is_largest(name, low, high):
+    """Every input of the stretch in which the walk over all of them came near two units."""
+    found = exhaustive.worst(name, low, high)
+    assert found.ulp <= BOUND[float32], found
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", exhaustive.FUNCTIONS)
 def test_every_float32(name):

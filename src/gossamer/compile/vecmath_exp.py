@@ -109,24 +109,26 @@ def exp(e: Memory, x: str, low: str | None = None) -> str:
     return e.select(nothing, e.const(0), _scale(e, p, shifted, e.lt(x, e.const(0))))
 
 
-def _exp_by_scalef(e: Memory, x: str, low: str | None = None) -> str:
-    """e^x below overflow, by the instruction that multiplies by 2^n in the whole range."""
+def _exp_by_scalef(e: Memory, x: str, low: str | None = None, fine: bool = False) -> str:
+    """e^x below overflow, by the instruction that multiplies by 2^n in the whole range; `fine`
+    takes two instructions more for a rounding error less."""
     f = _format(e)
     something = e.builder.value(f"fcmp uge {e.t} {x}, {e.const(f.least)}")  # NaN is something
     _, n, r = _split(e, x)
     if low is not None:
         r = e.add(r, low)
-    return e.scalef(e.polynomial(r, f.whole), n, something)
+    p = e.add(_expm1_of_r(e, r), e.const(1)) if fine else e.polynomial(r, f.whole)
+    return e.scalef(p, n, something)
 
 
 def exp_of_negative(e: Memory, x: str) -> str:
-    """e^x for x <= 0, which saves the choice of the two factors."""
+    """e^x for x <= 0, which saves the choice of the two factors; as exact as `sigmoid` needs it."""
     if e.zmm:
-        return _exp_by_scalef(e, x)
+        return _exp_by_scalef(e, x, fine=True)
     f, i = _format(e), e.integer
     nothing, x = _leave_out(e, x, f.least)
     shifted, r = _reduce(e, x)
-    p = e.polynomial(r, f.whole)
+    p = e.add(_expm1_of_r(e, r), e.const(1))
     factor = e.from_bits(i.add(shifted, i.const((f.bias + f.half) << f.mantissa)))
     rest = e.select(nothing, e.const(0), e.const(2.0 ** -f.half))
     return e.mul(e.mul(p, factor), rest)
