@@ -7,6 +7,7 @@ matplotlib is imported when a picture is drawn: it takes longer to import than a
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import platform
 import sys
@@ -14,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from gossamer.chat.card import (
@@ -37,6 +39,10 @@ from gossamer.core.errors import CheckpointError
 from gossamer.models.gpt import GPT
 
 __all__ = ["RunFacts", "check_drawing", "write_report"]
+
+resource: ModuleType | None = None
+with contextlib.suppress(ModuleNotFoundError):  # Windows has none
+    resource = importlib.import_module("resource")
 
 _POINTS = 400  # of the loss curve; more cannot be seen
 _WATTS = 15.0  # of a busy core with its share of caches and memory: from 5 to 25
@@ -179,9 +185,7 @@ def _figures(facts: RunFacts, model: GPT, history: History) -> list[Block]:
 
 def _peak_memory() -> int:
     """Bytes that this process held at most; 0 where the system does not tell."""
-    try:
-        import resource
-    except ModuleNotFoundError:  # Windows
+    if resource is None:
         return 0
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
