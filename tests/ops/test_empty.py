@@ -41,6 +41,8 @@ EMPTY: dict[str, list[tuple[tuple[tuple[int, ...], ...], dict[str, Any]]]] = {
                         {**_ATTEND, "mask_grad": False})],
     "max_pool": [(((0, 2, 6),), {"kernel": (2,), "stride": (2,), "low": (0,), "high": (0,),
                                  "dilation": (1,)})],
+    "sum_pool": [(((0, 2, 6),), {"kernel": (2,), "stride": (2,), "low": (0,), "high": (0,),
+                                 "dilation": (1,)})],
     "conv_weight": [(((0, 1, 3), (0, 1, 5)),
                      {"kernel": (3,), "stride": (1,), "low": (0,), "high": (0,), "interior": (0,),
                       "dilation": (1,), "groups": 1})],
@@ -49,6 +51,7 @@ EMPTY: dict[str, list[tuple[tuple[tuple[int, ...], ...], dict[str, Any]]]] = {
 # Marks on values or functions of the user's, which the surface below meets; and what has no
 # empty form.
 OTHERWISE = {"leaf": "a mark on a parameter", "custom": "the user's own rule",
+             "max_pool_grad": "max_pool's derivative, below",
              "dequantize": "packed weights come in blocks of rows",
              "random_bits": "its operand is a key; shapes are attributes, below",
              "random_uniform": "the same", "random_normal": "the same",
