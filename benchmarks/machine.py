@@ -39,7 +39,7 @@ def describe() -> dict[str, Any]:
             caches[f"L{level}"] = (folder / "size").read_text().strip()
     return {"processor": fields.get("model name") or platform.processor() or platform.machine(),
             "cores": os.cpu_count(), "features": [f for f in _FEATURES if f in flags],
-            "caches": caches, "system": f"{platform.system()} {platform.release()}",
+            "caches": caches, "system": _system(),
             "python": platform.python_version(),
             "memory_gb": round(_memory() / 1e9, 1),
             "versions": {name: _version(name) for name in ("numpy", "llvmlite")}}
@@ -109,3 +109,8 @@ def _used(pid: int) -> float:
 def busy(others: float | None, load_before: float) -> bool:
     """Whether figures taken so should be taken again. Without /proc the load average decides."""
     return others > BUSY if others is not None else load_before > 0.5
+
+
+def _system() -> str:
+    """Its name and version without what a distributor appends."""
+    return f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}"
