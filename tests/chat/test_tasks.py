@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import date, timedelta
 from random import Random
 from string import Formatter
@@ -11,7 +12,7 @@ import pytest
 from gossamer.chat.curriculum import Curriculum, tokenizer_corpus
 from gossamer.chat.evaluate import question_set
 from gossamer.chat.everyday import to_roman
-from gossamer.chat.message import words_of
+from gossamer.chat.message import pieces_of, words_of
 from gossamer.chat.task import (
     ARROW,
     HELD_OUT_PARTS,
@@ -201,6 +202,19 @@ def test_commuted_and_permuted_questions_are_the_same_question() -> None:
     assert add.key((17, 25)) == add.key((25, 17))
     assert order.key(("sort", (3, 1, 4, 2))) == order.key(("largest", (4, 3, 2, 1)))
     assert TASKS["subtract"].key((25, 17)) != TASKS["subtract"].key((25, 18))
+
+
+def test_the_call_has_the_operands_as_they_are_asked() -> None:
+    """In another order the reply could not be foretold from the question."""
+    rng, task = Random(10), TASKS["calculator"]
+    for _ in range(300):
+        q = sample(task, rng)
+        call = dict(pieces_of(q.answer))["call"]
+        if q.facts[0] in ("product", "sum"):
+            a, b = (q.text.find(part) for part in re.split(r"[*+]", call))
+            assert 0 <= a and 0 <= b and (a < b or q.facts[1] == q.facts[2]), q
+    assert task.key(("product", 12, 345)) == task.key(("product", 345, 12))
+    assert task.key(("difference", 12, 345)) != task.key(("difference", 345, 12))
 
 
 def test_split_has_its_share() -> None:

@@ -37,12 +37,26 @@ def _draw(rng: Random) -> Facts:
         words = [_known_word(rng) for _ in range(2 + int(rng.random() * 3))]
         return kind, " ".join(words), pick(rng, pick(rng, words))
     if kind == "product":
-        return kind, _long_number(rng, 3, 5), _long_number(rng, 2, 4)
+        return _either_way(rng, kind, _long_number(rng, 3, 5), _long_number(rng, 2, 4))
     if kind == "quotient":
         divisor = _long_number(rng, 2, 3)
         return kind, divisor * _long_number(rng, 2, 4), divisor
     a, b = _long_number(rng, 4, 6), _long_number(rng, 4, 6)
+    if kind == "sum":
+        return _either_way(rng, kind, a, b)
     return kind, max(a, b), min(a, b)
+
+
+def _either_way(rng: Random, kind: str, a: int, b: int) -> Facts:
+    """The call is to have the operands as they are asked, so their order belongs to the facts."""
+    return (kind, a, b) if rng.random() < 0.7 else (kind, b, a)
+
+
+def _key(facts: Facts) -> str:
+    kind, a, b = facts
+    if isinstance(a, int) and isinstance(b, int) and kind in ("product", "sum"):
+        a, b = sorted((a, b))
+    return f"calculator:{kind}:{a}:{b}"
 
 
 def _known_word(rng: Random) -> str:
@@ -77,8 +91,6 @@ def _fields(facts: Facts, rng: Random) -> dict[str, str]:
     kind, a, b = facts
     if kind == "count":
         return {"text": str(a), "letter": quoted(str(b), rng)}
-    if kind in ("product", "sum") and rng.random() < 0.3:
-        a, b = b, a
     return {"a": str(a), "b": str(b)}
 
 
@@ -87,7 +99,7 @@ TOOL_USE = (
         name="calculator",
         doc="long numbers and sentences, by calling the calculator",
         draw=_draw,
-        key=lambda facts: "calculator:{}:{}:{}".format(*facts),
+        key=_key,
         fields=_fields,
         answer=_answer,
         verify=_is_right,
