@@ -9,12 +9,12 @@ model's program.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection, Iterable, Sequence
 from types import FunctionType, ModuleType
 from typing import Any
 from weakref import ref
 
+from gossamer.core.references import getrefcount
 from gossamer.ir.node import Node
 from gossamer.realize import realize
 from gossamer.tensor import DETACH, Tensor, leaf_node
@@ -172,7 +172,7 @@ def _adopt(t: Tensor) -> None:
     if not isinstance(base, Tensor) or base._base is not None:
         return
     # The view's slot, the local and getrefcount's own argument.
-    if sys.getrefcount(base) > 3 or any(op is not DETACH for op, _ in t._path):
+    if getrefcount(base) > 3 or any(op is not DETACH for op, _ in t._path):
         return
     node: Node = base._node
     t._base, t._version = None, base._version

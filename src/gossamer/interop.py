@@ -7,13 +7,13 @@ for as long as someone else can reach that memory, and a write to it is carried 
 
 from __future__ import annotations
 
-from sys import getrefcount
 from typing import Any
 
 import numpy as np
 
 from gossamer.core.dtype import as_dtype, bfloat16
 from gossamer.core.errors import DeviceError, DTypeError, GradientError
+from gossamer.core.references import getrefcount
 from gossamer.creation import array_node, from_numpy_hook, tensor
 from gossamer.devices import CPU
 from gossamer.dispatch import PUBLIC

@@ -6,9 +6,9 @@ a fresh copy, until the count of references tells that nobody else can reach it 
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
+
+from gossamer.core.references import getrefcount
 
 __all__ = ["Shared"]
 
@@ -31,4 +31,4 @@ class Shared:
     def alone(self) -> bool:
         """Whether nobody else can reach the memory any more."""
         # Two references: this object's, and the argument of getrefcount.
-        return not self.always and sys.getrefcount(self.array) <= 2
+        return not self.always and getrefcount(self.array) <= 2

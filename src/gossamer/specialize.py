@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
-from sys import getrefcount
 from typing import Any
 from weakref import ref
 
 from gossamer.core.dtype import DType
 from gossamer.core.errors import TraceError
+from gossamer.core.references import getrefcount
 from gossamer.guards import (
     GradientGuard,
     LeafGuard,
