@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from gossamer.compile.calls import Call
 from gossamer.ir.loop import Kernel, Store, Val, operands
 
-__all__ = ["Arena", "overwritable", "plan_arena"]
+__all__ = ["Arena", "lives", "overwritable", "plan_arena"]
 
 _ALIGN = 64  # a cache line, and the widest vector
 _WORTH = 1 << 16  # bytes from which a buffer is written over another: smaller ones change no peak
@@ -39,7 +39,7 @@ def plan_arena(calls: list[Call], sizes: dict[int, int],
         places: (number of a call, buffer that it begins) -> buffers that it may be written over;
             asked for large ones only.
     """
-    first, last = _lives(calls, sizes)
+    first, last = lives(calls, sizes)
     starts: dict[int, list[int]] = {}
     ends: dict[int, list[int]] = {}
     for buffer, t in first.items():
@@ -66,7 +66,7 @@ def plan_arena(calls: list[Call], sizes: dict[int, int],
     return Arena(offsets, gaps.top)
 
 
-def _lives(calls: list[Call], sizes: dict[int, int]) -> tuple[dict[int, int], dict[int, int]]:
+def lives(calls: list[Call], sizes: dict[int, int]) -> tuple[dict[int, int], dict[int, int]]:
     """The first and the last call that touches each temporary."""
     first: dict[int, int] = {}
     last: dict[int, int] = {}

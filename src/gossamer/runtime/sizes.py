@@ -18,7 +18,7 @@ from typing import Any
 
 from gossamer.compile.calls import BufferRef, Call, Scratch
 from gossamer.compile.gemm import Target
-from gossamer.compile.memory import Arena, plan_arena
+from gossamer.compile.memory import Arena, lives, plan_arena
 from gossamer.compile.pipeline import Compiled, compile_graph
 from gossamer.core.errors import GossamerError
 from gossamer.core.traced import Text, Trace, Untraceable, is_traced
@@ -303,11 +303,8 @@ class _Later:
 
     def __call__(self, calls: list[Call], sizes: dict[int, int],
                  places: Callable[[int, int], set[int]]) -> Arena:
-        for buffer in sizes:
-            for t, call in enumerate(calls):
-                if buffer in call.reads or buffer in call.writes:
-                    self.over[t, buffer] = places(t, buffer)
-                    break
+        begun, _ = lives(calls, sizes)
+        self.over = {(t, buffer): places(t, buffer) for buffer, t in begun.items()}
         return Arena(dict.fromkeys(sizes, 0), 0)
 
 
