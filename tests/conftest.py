@@ -13,6 +13,7 @@ import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -26,6 +27,8 @@ os.environ.setdefault("GOSSAMER_CACHE", str(ROOT / "build" / "test-cache"))
 import hypothesis  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+
+from gossamer.runtime import plans  # noqa: E402
 
 SEED = int(os.environ.get("GOSSAMER_TEST_SEED", "0"))
 
@@ -99,3 +102,18 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no ../shared/data beside this checkout")
     return folder
+
+@pytest.fixture
+def arenas(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Bytes of the arena of every program that is compiled from here on."""
+    monkeypatch.setenv("GOSSAMER_NO_CACHE", "1")
+    found: list[int] = []
+    compile_graph = plans.compile_graph
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        made = compile_graph(*args, **kwargs)
+        found.append(made.arena.nbytes)
+        return made
+
+    monkeypatch.setattr(plans, "compile_graph", noted)
+    return found

@@ -18,23 +18,13 @@ def _block(h: gs.Tensor, up: gs.Tensor, down: gs.Tensor) -> gs.Tensor:
     return h + F.linear(F.gelu(F.linear(h, up)), down)
 
 
-def _train(checkpointed: bool, monkeypatch: pytest.MonkeyPatch) -> tuple[list[float], int]:
+def _train(checkpointed: bool, arenas: list[int]) -> tuple[list[float], int]:
     """Losses of four steps, and the bytes of the compiled step's arena."""
     rng = np.random.default_rng(0)
     weights = [tuple(gs.tensor(0.1 * rng.normal(size=s).astype(np.float32), requires_grad=True)
                      for s in ((4 * WIDTH, WIDTH), (WIDTH, 4 * WIDTH))) for _ in range(BLOCKS)]
     optimizer = gs.optim.SGD([w for pair in weights for w in pair], lr=0.05)
     x = gs.tensor(rng.normal(size=(ROWS, WIDTH)).astype(np.float32))
-    arenas: list[int] = []
-    compile_graph = plans.compile_graph
-
-    def noted(*args: Any, **kwargs: Any) -> Any:
-        made = compile_graph(*args, **kwargs)
-        arenas.append(made.arena.nbytes)
-        return made
-    monkeypatch.setattr(plans, "compile_graph", noted)
-    monkeypatch.setenv("GOSSAMER_NO_CACHE", "1")
-
     @gs.compile
     def step(x: gs.Tensor) -> gs.Tensor:
         h = x
@@ -48,9 +38,9 @@ def _train(checkpointed: bool, monkeypatch: pytest.MonkeyPatch) -> tuple[list[fl
     return [step(x).item() for _ in range(4)], arenas[-1]
 
 
-def test_a_compiled_step_holds_less(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, held = _train(False, monkeypatch)
-    saved, less = _train(True, monkeypatch)
+def test_a_compiled_step_holds_less(arenas: list[int]) -> None:
+    plain, held = _train(False, arenas)
+    saved, less = _train(True, arenas)
     assert len(set(plain)) == 4
     np.testing.assert_allclose(saved, plain, rtol=1e-5)
     # Of a block, six times its input live from pass to pass; of a checkpointed one, its input.
