@@ -33,6 +33,7 @@ from gossamer.models.gpt import GPT
 __all__ = ["Attempts", "Practice", "practice_loss"]
 
 ROW = 128  # positions of one attempt, question included
+_STEP = 32  # attempts are as wide as the longest, in such steps: few shapes to compile
 _REDRAWS = 50  # questions in a row too long for ROW: then something else is wrong
 
 
@@ -89,7 +90,8 @@ class Practice:
         replies = [self._submit(prompt, rng) for prompt, _ in asked for _ in range(self.samples)]
         while self._engine.busy:
             self._engine.step()
-        shape = (len(replies), self.length + 1)
+        longest = max(len(reply.request.ids) + len(self._said(reply)) for reply in replies)
+        shape = (len(replies), min(-(-(longest - 1) // _STEP) * _STEP, self.length) + 1)
         ids = np.full(shape, self.tokenizer.bos, np.int64)
         chosen, advantages = np.zeros(shape, np.bool_), np.zeros(shape, np.float32)
         groups = [replies[i : i + self.samples] for i in range(0, len(replies), self.samples)]

@@ -123,7 +123,7 @@ def _against_the_last(folder: Path, scores: Sequence[Score]) -> list[Block]:
             comparison_table(before, scores, (last.name, folder.name))]
 
 
-_STAGES = {"read": "after reading", "answer": "after answering"}
+_STAGES = {"start": "at the start", "read": "after reading", "answer": "after answering"}
 
 
 def _score_table(scores: Sequence[Score], history: History) -> Table:

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 import gossamer as gs
-from gossamer.chat.checkpoint import find_run, latest, load_model
+from gossamer.chat.checkpoint import find_checkpoint, find_run, latest, load_model
 from gossamer.chat.corpus import Corpus, find_shards
 from gossamer.chat.curriculum import Curriculum, tokenizer_corpus
 from gossamer.chat.engine import Engine
@@ -35,6 +35,7 @@ from gossamer.chat.interrupt import (
 )
 from gossamer.chat.progress import Display, clock_text
 from gossamer.chat.report import RunFacts, check_drawing, write_report
+from gossamer.chat.schedule import Schedule
 from gossamer.chat.tasks import TASKS
 from gossamer.chat.terminal import ChatSession, run_chat
 from gossamer.chat.tokenizer import Tokenizer
@@ -49,6 +50,7 @@ _RESERVE_SHARE = 0.06  # of the minutes for evaluation and report ...
 _RESERVE_SECONDS = (3.0, 30.0)  # ... within these bounds
 _VOCABULARY, _LARGER_VOCABULARY = 1024, 2048  # of the tasks' words alone; with text of any kind
 _MEASURED_BYTES = 200_000  # of held-out text, a second of evaluation
+_GOING_ON = Schedule(warmup_steps=5, warmdown=1.0, final=0.0)  # of what was trained before
 _SAMPLE_TOKENS = 120  # a tale has about 90
 _SAMPLES = (
     "Hi!",
@@ -71,7 +73,7 @@ class SpeedrunOptions:
 
     Args:
         minutes: everything included.
-        name: of the run; empty = `speedrun`, numbered if taken.
+        name: of the run; empty = `speedrun` or `practice`, numbered if taken.
         seed: of weights and data.
         questions: held-out questions a task.
         optimizer: "muon" or "adamw".
@@ -80,6 +82,9 @@ class SpeedrunOptions:
         depth: layers of the model, its width is 32 times that; 0 = by the minutes.
         data: a person's own files and folders, to be read besides.
         practice: share of the training for reinforcement, at its end.
+        start: a run, or one of its checkpoints, to go on from instead of from nothing.
+        tasks: names of the tasks to train on; none = all. The exam always asks all.
+        attempts: questions of a step of reinforcement, and replies to each.
         steps: length of the training instead of `minutes`; 0 = by the clock.
         save_every: seconds between checkpoints.
         root: folder of runs.
@@ -95,6 +100,9 @@ class SpeedrunOptions:
     depth: int = 0
     data: tuple[str, ...] = ()
     practice: float = 0.0
+    start: str = ""
+    tasks: tuple[str, ...] = ()
+    attempts: tuple[int, int] = (8, 8)
     steps: int = 0
     save_every: float = 60.0
     root: Path = Path("runs")
@@ -165,6 +173,8 @@ def _run(
                   f"on {gs.get_num_threads()} threads; Ctrl-C saves and stops")
     questions = question_set(TASKS, options.questions, seed=options.seed)
     trainer.exam = questions
+    if options.start and not trainer.step:
+        trainer.examine("start")
     history = trainer.run()
     phases.done("train", before)
     _say(console, f"asking {options.questions} questions a task that it has never seen ...")
@@ -229,13 +239,18 @@ def _begin(
     """A new run: its tokenizer and model; `run.json` keeps what a resume needs."""
     started = clock()
     length = f"{options.steps:,} steps" if options.steps else f"{options.minutes:g} minutes"
-    _say(console, f"{folder}: from nothing to a chat model in {length}; making the tasks and the "
-                  "tokenizer ...")
     corpus = _corpus(options)
-    tokenizer = Tokenizer.train(tokenizer_corpus(TASKS, options.seed, corpus),
-                                _VOCABULARY if corpus is None else _LARGER_VOCABULARY)
     gs.manual_seed(options.seed)
-    model = GPT(plan(options, tokenizer.vocab_size))
+    if options.start:
+        begun = load_model(find_checkpoint(options.root, options.start))
+        model, tokenizer = begun.model, begun.tokenizer
+        _say(console, f"{folder}: {length} more of {begun.folder} ...")
+    else:
+        _say(console, f"{folder}: from nothing to a chat model in {length}; making the tasks and "
+                      "the tokenizer ...")
+        tokenizer = Tokenizer.train(tokenizer_corpus(TASKS, options.seed, corpus),
+                                    _VOCABULARY if corpus is None else _LARGER_VOCABULARY)
+        model = GPT(plan(options, tokenizer.vocab_size))
     total = options.minutes * 60
     low, high = _RESERVE_SECONDS
     reserve = min(max(_RESERVE_SHARE * total, low), high)
@@ -286,7 +301,8 @@ def _saved_options(folder: Path, given: SpeedrunOptions) -> SpeedrunOptions:
         )
     try:
         saved = _saved(folder)[0]
-        saved["data"] = tuple(saved.get("data", ()))  # a list in JSON
+        saved |= {name: tuple(saved[name]) for name in ("data", "tasks", "attempts")
+                  if name in saved}  # lists in JSON
         return SpeedrunOptions(**{**saved, **changed, "root": given.root})
     except TypeError as error:  # an option that this version does not know
         raise _damaged(folder, error) from None
@@ -315,8 +331,12 @@ def _trainer(
     settings = TrainSettings(
         seconds=seconds, steps=options.steps, optimizer=options.optimizer, clip=options.clip,
         lr_scale=options.lr_scale, checkpoint_seconds=options.save_every, seed=options.seed,
+        attempts=options.attempts, schedule=_GOING_ON if options.start else Schedule(),
+        quizzes=0 if options.practice == 1.0 else TrainSettings.quizzes,
     )
-    curriculum = Curriculum(TASKS, tokenizer, about, corpus, practice_share=options.practice)
+    tasks = {name: TASKS[name] for name in options.tasks} or TASKS
+    read_share = 0.0 if options.start and corpus is None else None
+    curriculum = Curriculum(tasks, tokenizer, about, corpus, read_share, options.practice)
     return Trainer(model, curriculum, settings, folder, Display(console), clock)
 
 
@@ -326,12 +346,18 @@ def _new_folder(options: SpeedrunOptions) -> Path:
     Making it is also how two runs that start at once agree on who has which name.
     """
     check_optimizer(options.optimizer)
+    if unknown := sorted(set(options.tasks) - set(TASKS)):
+        raise ValueError(f"--task {unknown[0]}: there is no such task; choose of "
+                         f"{', '.join(TASKS)}.")
+    if options.start:
+        find_checkpoint(options.root, options.start)  # before a folder is made
     if options.name and Path(options.name).name != options.name:
         raise ValueError(
             f"--name {options.name}: a run is one folder in {options.root}, so its name has no "
             f"slashes. Use --root {Path(options.name).parent} --name {Path(options.name).name}."
         )
-    numbered = ("speedrun" if n == 1 else f"speedrun-{n}" for n in count(1))
+    kind = "practice" if options.practice == 1.0 else "speedrun"
+    numbered = (kind if n == 1 else f"{kind}-{n}" for n in count(1))
     for name in [options.name] if options.name else numbered:
         folder = options.root / name
         try:

@@ -63,6 +63,7 @@ class TrainSettings:
         weight_decay: of the blocks' matrices.
         clip: largest norm of all gradients; 0 = none.
         schedule: shape of the learning rates.
+        attempts: questions of a step of practice, and replies to each.
         checkpoint_seconds: between checkpoints.
         quizzes: how often in the run the tasks' weights are set anew.
         lr_scale: factor on every learning rate.
@@ -81,6 +82,7 @@ class TrainSettings:
     weight_decay: float = 0.0
     clip: float = 0.0
     schedule: Schedule = field(default_factory=Schedule)
+    attempts: tuple[int, int] = (8, 8)
     checkpoint_seconds: float = 60.0
     quizzes: int = 10
     lr_scale: float = 1.0
@@ -161,8 +163,9 @@ class Trainer:
     @cached_property
     def _practised(self) -> Practice:
         """Made when practice begins: it has a cache of keys and values."""
+        questions, samples = self.settings.attempts
         return Practice(self.model, self.tokenizer, self.curriculum.question,
-                        seed=self.settings.seed)
+                        questions=questions, samples=samples, seed=self.settings.seed)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -203,7 +206,7 @@ class Trainer:
                     self._quiz(watch)
                 before, stage = stage, self.curriculum.stage_at(progress)
                 if before != stage:
-                    self._examine(before, watch)
+                    self.examine(before, watch.seconds())
                 if (reweighed or before != stage) and stage != "practice":
                     batches.switch(self.curriculum.maker(stage))
                 self._set_rates(progress)
@@ -372,7 +375,7 @@ class Trainer:
         self.history.quizzes.append([self.step, now, mean, by_task, now - began])
         self.display.note(f"quiz at step {self.step}: {mean:.0%} right, {_weakest(scores)}")
 
-    def _examine(self, stage: str, watch: Stopwatch) -> None:
+    def examine(self, stage: str, seconds: float = 0.0) -> None:
         """Ask the exam's questions at the end of a stage; nothing is learned from them."""
         if not self.exam:
             return
@@ -380,7 +383,7 @@ class Trainer:
         scores = evaluate(self.model, self.tokenizer, self.exam)
         self.model.train()
         rows = {s.task: [s.right, s.asked] for s in scores}
-        self.history.exams.append([stage, self.step, round(watch.seconds(), 3), rows])
+        self.history.exams.append([stage, self.step, round(seconds, 3), rows])
         self.display.note(f"after {self.step} steps, the end of \"{stage}\": "
                           f"{mean_score(scores)[0]:.0%} of the exam right")
 

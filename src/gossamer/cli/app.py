@@ -117,9 +117,42 @@ def speedrun_command(
     """From nothing to a chat model: data, tokenizer, training, test and report."""
     options = SpeedrunOptions(
         minutes, name, seed, questions, optimizer.value, lr_scale, clip, depth,
-        tuple(data or ()), practice, steps, save_every, root
+        tuple(data or ()), practice, steps=steps, save_every=save_every, root=root
     )
     speedrun(options, resume=resume, chat=chat)
+
+
+@app.command("practice")
+def practice_command(
+    run: Run = None,
+    task: Annotated[
+        list[str] | None, typer.Option(metavar="TASK", show_default="all",
+                                       help="What to practise; may be given several times.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Of reinforcement.")] = 60,
+    attempts: Annotated[
+        tuple[int, int], typer.Option(metavar="QUESTIONS REPLIES", help="Of each step: how many "
+                                      "questions, and how many replies to each.")
+    ] = (8, 16),
+    lr_scale: Annotated[
+        float, typer.Option(min=0.0, metavar="FACTOR", help="On training's learning rates.")
+    ] = 0.1,
+    name: Annotated[
+        str, typer.Option(metavar="NAME", show_default="practice, numbered if taken",
+                          help="Name of the new run's folder; the old run stays as it is.")
+    ] = "",
+    questions: Annotated[
+        int, typer.Option(min=1, max=10_000, metavar="N", help="Held-out questions a task.")
+    ] = 250,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the questions.")] = 0,
+    root: Root = _ROOT,
+) -> None:
+    """Reinforcement of a trained model: it replies, and right replies become likelier."""
+    start = str(find_checkpoint(root, run))
+    options = SpeedrunOptions(
+        name=name, seed=seed, questions=questions, lr_scale=lr_scale, practice=1.0, start=start,
+        tasks=tuple(task or ()), attempts=attempts, steps=steps, root=root)
+    speedrun(options, chat=False)
 
 
 @app.command("chat")
