@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from gossamer.core.errors import DataError
-from gossamer.data import download
+from gossamer.data import download, transfer
 
 CONTENT = b"some text\n" * 1000
 NAME = "set/file.txt"
@@ -64,7 +64,7 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
         return server
 
     monkeypatch.setenv("GOSSAMER_DATA", str(tmp_path / "data"))
-    monkeypatch.setattr(download, "PAUSE", 0.0)
+    monkeypatch.setattr(transfer, "PAUSE", 0.0)
     yield start
     for server in servers:
         server.shutdown()
@@ -90,7 +90,8 @@ def test_the_second_time_nothing_is_asked(serve) -> None:
 
 
 @pytest.mark.parametrize(("script", "times", "text"), [
-    ("404", 1, "404"), ("500", 3, "500"), ("wrong", 3, "SHA-256"), ("short", 3, "of 10000 bytes"),
+    ("404", 1, "404"), ("500", 4, "500"), ("wrong", 4, "SHA-256"),
+    ("short", 4, "of 10,000 bytes"),
 ])
 def test_a_lasting_failure_says_what_to_do(serve, tmp_path, script, times, text) -> None:
     server = serve(script)
@@ -139,9 +140,9 @@ def test_a_full_disk(serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     serve("good")
 
     def full(*args: object) -> int:
-        raise download._unwritable(tmp_path, OSError(28, "No space left on device"))
+        raise transfer.unwritable(tmp_path, OSError(28, "No space left on device"))
 
-    monkeypatch.setattr(download, "_put", full)
+    monkeypatch.setattr(transfer, "_put", full)
     with pytest.raises(DataError, match="No space left"):
         download.fetch(NAME)
     assert _leftovers(tmp_path) == []
@@ -203,4 +204,4 @@ def test_mnist_is_the_real_one(shared_data: Path) -> None:
 
 def test_the_digests_are_those_of_the_files(shared_data: Path) -> None:
     for name, row in download.FILES.items():
-        download._verify(shared_data / name, name.endswith(".gz"), row.sha256)
+        assert download._complaint(shared_data / name, name.endswith(".gz"), row.sha256) is None

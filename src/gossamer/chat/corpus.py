@@ -18,10 +18,13 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from rich.console import Console
+
 from gossamer.chat.formats import FORMATS, Block, Document, Format, text_of
+from gossamer.chat.remote import bring, is_remote, pinned
 from gossamer.core.errors import DataError
 
-__all__ = ["Corpus", "Shard", "find_shards", "is_measured"]
+__all__ = ["Corpus", "Shard", "find_shards", "is_measured", "pin"]
 
 MEASURED_PARTS = 50  # one document in fifty is held out
 MOST_FILES = 100_000
@@ -37,6 +40,7 @@ class Shard:
         blocks: its parts, in order.
         documents: how many it has.
         size: bytes of text.
+        address: where it was brought from, "" for a file of this machine.
     """
 
     path: Path
@@ -44,6 +48,12 @@ class Shard:
     blocks: tuple[Block, ...]
     documents: int
     size: int
+    address: str = ""
+
+    @property
+    def name(self) -> str:
+        """What a person calls it."""
+        return self.address.partition("#")[0] or str(self.path)
 
 
 def is_measured(document: Document) -> bool:
@@ -52,12 +62,13 @@ def is_measured(document: Document) -> bool:
     return int.from_bytes(digest.digest()[:4], "big") % MEASURED_PARTS == 0
 
 
-def find_shards(paths: Sequence[str | Path]) -> list[Shard]:
+def find_shards(paths: Sequence[str | Path], console: Console | None = None) -> list[Shard]:
     """Check files and folders, and cut each file into blocks.
 
     Args:
-        paths: files, or folders that are searched through; hidden files are left out, and in
-            folders files of other kinds too.
+        paths: files, patterns, or folders that are searched through; hidden files are left out,
+            and in folders files of other kinds too. An address is brought here first.
+        console: where the progress of downloads is shown.
 
     Raises:
         DataError: a path is missing, a file is empty, binary, broken or of an unknown kind, or
@@ -65,11 +76,27 @@ def find_shards(paths: Sequence[str | Path]) -> list[Shard]:
 
     Cost: each file is read once.
     """
-    shards = [_survey(path) for given in paths for path in _expand(Path(given))]
+    shards = [_survey(*found) for given in paths for found in _find(given, console)]
     if not sum(shard.documents for shard in shards):
         raise DataError(f"--data {' '.join(map(str, paths))}: no document is in there; give files "
                         f"of {_known()} that hold text.")
     return shards
+
+
+def pin(paths: Sequence[str], console: Console | None = None) -> tuple[str, ...]:
+    """The same data for ever: each address becomes those of its files with their sums.
+
+    Raises:
+        DataError: as `find_shards`.
+    """
+    return pinned(paths, tuple(FORMATS), console)
+
+
+def _find(given: str | Path, console: Console | None) -> list[tuple[Path, str]]:
+    """Files here, each with the address it is from."""
+    if is_remote(given):
+        return [(copy.path, copy.address) for copy in bring(str(given), tuple(FORMATS), console)]
+    return [(path, "") for path in _expand(Path(given))]
 
 
 def _expand(given: Path) -> list[Path]:
@@ -83,6 +110,11 @@ def _expand(given: Path) -> list[Path]:
             raise DataError(f"--data {given}: {len(found):,} files; at most {MOST_FILES:,} are "
                             "read. Join them into JSON lines or Parquet files.")
         return found
+    if not given.exists() and set(given.name) & set("*?[") and given.parent.is_dir():
+        if found := [path for match in sorted(given.parent.glob(given.name))
+                     for path in _expand(match)]:
+            return found
+        raise DataError(f"--data {given}: no file fits this pattern; check it.")
     if not given.exists():
         raise DataError(f"--data {given}: there is no such file or folder; check the path.")
     if given.suffix.lower() not in FORMATS:
@@ -96,15 +128,19 @@ def _known() -> str:
     return f"{', '.join(some)} or {last}"
 
 
-def _survey(path: Path) -> Shard:
+def _survey(path: Path, address: str) -> Shard:
     format = FORMATS[path.suffix.lower()]
     try:
         blocks = tuple(format.survey(path))
     except OSError as error:
         raise DataError(f"--data {path}: it cannot be read ({error.strerror or error}). Check its "
                         "permissions, or leave it out.") from None
+    except DataError as error:
+        if not address:
+            raise
+        raise DataError(f"{error} It is the copy of {address.partition('#')[0]}.") from None
     return Shard(path, format, blocks, sum(b.documents for b in blocks),
-                 sum(b.size for b in blocks))
+                 sum(b.size for b in blocks), address)
 
 
 class Corpus:

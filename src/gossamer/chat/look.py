@@ -45,10 +45,10 @@ def show_data(console: Console, paths: Sequence[str], documents: int) -> None:
     Raises:
         DataError: as `find_shards`.
     """
-    shards = find_shards(paths)
+    shards = find_shards(paths, console)
     table = Table("file", "documents", "MB of text")
     for shard in shards[:_SHARDS_SHOWN]:
-        table.add_row(Text(str(shard.path)), f"{shard.documents:,}", f"{shard.size / 1e6:.2f}")
+        table.add_row(Text(shard.name), f"{shard.documents:,}", f"{shard.size / 1e6:.2f}")
     if len(shards) > _SHARDS_SHOWN:
         table.add_row(f"... and {len(shards) - _SHARDS_SHOWN} more", "", "")
     console.print(table)
@@ -82,7 +82,7 @@ def show_mask(console: Console, tokenizer: Tokenizer, path: str | None, document
         chosen: Sequence[Document] = [tuple(to_conversation(sample(task, rng)))
                                       for task in TASKS.values()]
     else:
-        read = chain.from_iterable(_documents(shard) for shard in find_shards([path]))
+        read = chain.from_iterable(_documents(shard) for shard in find_shards([path], console))
         chosen = list(islice(read, documents))
     for document in chosen:
         ids, mask = (tokenizer.render_document(document) if isinstance(document, str)

@@ -12,7 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from rich.table import Table
 
 import gossamer as gs
 from gossamer.chat.checkpoint import find_checkpoint, find_run, latest, load_model
-from gossamer.chat.corpus import Corpus, find_shards
+from gossamer.chat.corpus import Corpus, find_shards, pin
 from gossamer.chat.curriculum import Curriculum, tokenizer_corpus
 from gossamer.chat.engine import Engine
 from gossamer.chat.evaluate import Score, bits_per_byte, evaluate, mean_score, question_set
@@ -239,7 +239,8 @@ def _begin(
     """A new run: its tokenizer and model; `run.json` keeps what a resume needs."""
     started = clock()
     length = f"{options.steps:,} steps" if options.steps else f"{options.minutes:g} minutes"
-    corpus = _corpus(options)
+    options = replace(options, data=pin(options.data, console))  # a resume reads the same bytes
+    corpus = _corpus(options, console)
     gs.manual_seed(options.seed)
     if options.start:
         begun = load_model(find_checkpoint(options.root, options.start))
@@ -259,8 +260,8 @@ def _begin(
     return _trainer(model, tokenizer, options, seconds, folder, console, clock, corpus)
 
 
-def _corpus(options: SpeedrunOptions) -> Corpus | None:
-    return Corpus(find_shards(options.data), options.seed) if options.data else None
+def _corpus(options: SpeedrunOptions, console: Console) -> Corpus | None:
+    return Corpus(find_shards(options.data, console), options.seed) if options.data else None
 
 
 def _continue(
@@ -274,7 +275,7 @@ def _continue(
     _record(folder, options, seconds)
     trainer = _trainer(
         checkpoint.model, checkpoint.tokenizer, options, seconds, folder, console, clock,
-        _corpus(options),
+        _corpus(options, console),
     )
     trainer.resume(checkpoint)
     return trainer

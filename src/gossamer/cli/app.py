@@ -98,7 +98,8 @@ def speedrun_command(
     data: Annotated[
         list[str] | None,
         typer.Option(metavar="PATH", help="A file or folder of your own to read besides (txt, md, "
-                     "jsonl or parquet); may be given several times.")
+                     "jsonl, parquet), or an address: https://…, hf://datasets/OWNER/NAME/PATTERN; "
+                     "may be given several times.")
     ] = None,
     practice: Annotated[
         float, typer.Option(min=0.0, max=0.9, metavar="SHARE", help="Of the training, at its end, "

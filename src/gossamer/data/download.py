@@ -1,8 +1,8 @@
 """Small public data sets: found beside the checkout, or downloaded once. Layer 5.
 
-The one idea: a file is accepted by the SHA-256 of its content, never by its name or its source, and
-it appears under its name only when it is complete (written beside, then renamed). So a broken
-download, a full disk or two processes at once leave either a good file or none.
+The one idea: a file is accepted by the SHA-256 of its content, never by its name or its source;
+`transfer` gives it its name only when it is complete. So a broken download, a full disk or two
+processes at once leave either a good file or none.
 
 Sources: MNIST (LeCun, Cortes, Burges; IDX files), the Shakespeare file of karpathy/char-rnn, the
 260,032-parameter Llama of karpathy/tinyllamas.
@@ -12,28 +12,18 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import http.client
-import os
-import time
-import urllib.error
-import urllib.request
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
 from gossamer.core.errors import DataError
 from gossamer.core.settings import setting
+from gossamer.data.transfer import CHUNK, Headers, Transfer, TransferError
 
 __all__ = ["FILES", "RemoteFile", "fetch", "mnist", "read_idx"]
-
-ATTEMPTS = 3  # of each address, with a pause that doubles
-PAUSE = 0.5  # seconds before the second attempt
-TIMEOUT = 20.0  # seconds without a byte
-CHUNK = 1 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -105,100 +95,40 @@ def fetch(name: str, near: str | Path | None = None) -> Path:
         return target
     complaints = []
     for url in FILES[name].urls:
-        complaint = _attempts(url, target, FILES[name].sha256)
-        if complaint is None:
+        try:
+            Transfer(url, target, _accept(name, target), target.is_file).run()
             return target
-        complaints.append(f"{url}: {complaint}")
+        except TransferError as error:
+            complaints.append(f"{url}: {error}")
     raise DataError(
         f"fetch({name!r}): it is not on this machine, and no address gave it ("
         f"{'; '.join(complaints)}). Connect to the internet, put it at {target} by hand, or set "
         "GOSSAMER_DATA to a folder that has it.")
 
 
-def _attempts(url: str, target: Path, sha256: str) -> str | None:
-    """None when `target` is there, else what went wrong the last time."""
-    complaint = ""
-    for attempt in range(ATTEMPTS):
-        if attempt:
-            time.sleep(PAUSE * 2 ** (attempt - 1))
-        try:
-            _download(url, target, sha256)
-            return None
-        except urllib.error.HTTPError as error:
-            complaint = str(error)
-            if error.code in (401, 403, 404, 410):
-                break  # asking again will not make it appear
-        except (urllib.error.URLError, http.client.HTTPException, TimeoutError,
-                ConnectionError, _BadContent) as error:
-            reason = getattr(error, "reason", error)  # of a URLError, without its brackets
-            complaint = str(reason) or type(error).__name__
-    return complaint
+def _accept(name: str, target: Path) -> Callable[[Path, Headers], str | None]:
+    """What `Transfer` does with the complete file."""
+    def accept(path: Path, headers: Headers) -> str | None:
+        complaint = _complaint(path, name.endswith(".gz"), FILES[name].sha256)
+        if complaint is None:
+            path.replace(target)
+        return complaint
+
+    return accept
 
 
-class _BadContent(Exception):
-    """The bytes that came are not the file."""
-
-
-def _download(url: str, target: Path, sha256: str) -> None:
-    """Fetch `url` beside `target`, check it, and only then give it its name."""
-    request = urllib.request.Request(url, headers={"User-Agent": "gossamer"})
-    with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-        expected = answer.headers.get("Content-Length")
-        part, got = _write(iter(lambda: answer.read(CHUNK), b""), target)
-    try:
-        if expected is not None and got != int(expected):
-            raise _BadContent(f"{got} of {expected} bytes came")
-        _verify(part, target.suffix == ".gz", sha256)
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _write(blocks: Iterator[bytes], target: Path) -> tuple[Path, int]:
-    """A file beside `target` with all blocks, and its length in bytes."""
-    part = target.with_name(f"{target.name}.{os.getpid()}.{time.monotonic_ns()}.part")
-    got = 0
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        out = part.open("wb")
-    except OSError as error:
-        raise _unwritable(target, error) from None
-    try:
-        with out:
-            for block in blocks:
-                got += _put(out, block, target)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    return part, got
-
-
-def _put(out: BinaryIO, block: bytes, target: Path) -> int:
-    """Write and flush, so that a full disk is told from a broken connection."""
-    try:
-        written = out.write(block)
-        out.flush()
-        return written
-    except OSError as error:
-        raise _unwritable(target, error) from None
-
-
-def _unwritable(target: Path, error: OSError) -> DataError:
-    return DataError(f"fetch: {target} cannot be written ({error.strerror}). Make room, or set "
-                     "GOSSAMER_DATA to a folder that can be written.")
-
-
-def _verify(path: Path, packed: bool, sha256: str) -> None:
-    """Raise _BadContent unless the (unpacked) content has that digest."""
+def _complaint(path: Path, packed: bool, sha256: str) -> str | None:
+    """What is wrong, unless the (unpacked) content has that digest."""
     digest = hashlib.sha256()
     try:
         with (gzip.open(path) if packed else path.open("rb")) as content:
             while block := content.read(CHUNK):
                 digest.update(block)
     except (OSError, EOFError, zlib.error) as error:
-        raise _BadContent(f"the content cannot be unpacked ({error})") from None
-    if digest.hexdigest() != sha256:
-        raise _BadContent(f"its SHA-256 is {digest.hexdigest()[:12]}..., not {sha256[:12]}...")
+        return f"the content cannot be unpacked ({error})"
+    if digest.hexdigest() == sha256:
+        return None
+    return f"its SHA-256 is {digest.hexdigest()[:12]}..., not {sha256[:12]}..."
 
 
 def read_idx(path: str | Path) -> np.ndarray:
