@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 import gossamer as gs
-from gossamer.chat.engine import CHUNK, Engine, Request, Sampling, choose
+from gossamer.chat.engine import CHUNK, STEP, Engine, Reply, Request, Sampling
+from gossamer.chat.sampling import choose
 from gossamer.models.gpt import GPT, GPTConfig
 
 CONTEXT, VOCAB = 160, 70
@@ -85,6 +86,62 @@ def test_a_conversation_reads_only_what_is_new(model: GPT) -> None:
     assert fed == [32, 1, 1]  # the last reply token and four new ones, padded to 32; then singly
     branch = [*ids[:30], *prompt(6, 4)]  # an edited message: what follows is forgotten
     assert tokens(engine, Request(branch, max_tokens=3)) == naive(model, branch, 3)
+
+
+def drained(engine: Engine, prompts: list[list[int]], count: int) -> list[Reply]:
+    replies = [engine.submit(Request(p, max_tokens=count)) for p in prompts]
+    drain(engine)
+    return replies
+
+
+def test_a_beginning_in_another_row_is_copied(model: GPT) -> None:
+    """One row reads what all prompts begin with, while the others wait for it."""
+    engine, shared = Engine(model, rows=4), prompt(8, 2 * STEP + 6)
+    prompts = [[*shared, *prompt(20 + n, n + 1)] for n in range(6)]
+    replies = drained(engine, prompts, 5)
+    assert engine.copied == 3 * len(shared)  # the other two came into rows that had read it
+    for p, reply in zip(prompts, replies, strict=True):
+        cold = list(Engine(model, rows=4).generate(Request(p, max_tokens=5)))
+        assert [t.id for t in reply.tokens] == [t.id for t in cold] == naive(model, p, 5)
+        assert np.allclose([t.logprob for t in reply.tokens], [t.logprob for t in cold], atol=1e-5)
+
+
+def test_copies_of_one_prompt(model: GPT) -> None:
+    engine, same = Engine(model, rows=4), prompt(8, STEP + 9)
+    for reply in drained(engine, [same] * 4, 5):
+        assert [t.id for t in reply.tokens] == naive(model, same, 5)
+    assert engine.copied == 3 * (len(same) - 1)
+
+
+def test_who_waits_for_a_beginning_goes_on_without_it(model: GPT) -> None:
+    """The one that reads it is cancelled, and another request takes its row at once."""
+    engine, shared = Engine(model, rows=2), prompt(8, CHUNK + 6)
+    first, second = (engine.submit(Request([*shared, n], max_tokens=4)) for n in (1, 2))
+    engine.step()
+    first.cancel()
+    third = engine.submit(Request(prompt(9, 50), max_tokens=4))
+    drain(engine)
+    assert engine.copied == CHUNK
+    assert [t.id for t in second.tokens] == naive(model, [*shared, 2], 4)
+    assert [t.id for t in third.tokens] == naive(model, prompt(9, 50), 4)
+
+
+def test_what_leaves_its_slot_is_kept_on_the_shelf(model: GPT) -> None:
+    """The least recently used leaves the shelf first; short ones are not worth a place."""
+    engine = Engine(model, rows=1, kept=2)
+    texts = [prompt(30 + n, STEP + 8) for n in range(4)]
+    for text in (*texts, [1, 2, 3], [4, 5]):
+        tokens(engine, Request(text, max_tokens=1))
+    assert sorted(row.ids[:len(texts[0])] for row in engine.shelf) == sorted(texts[2:])
+    again = [*texts[2], *prompt(7, 3)]
+    assert tokens(engine, Request(again, max_tokens=4)) == naive(model, again, 4)
+    assert engine.copied == len(texts[2]) and not engine.slots[0].base
+    before = engine.copied
+    assert tokens(engine, Request(texts[0], max_tokens=4)) == naive(model, texts[0], 4)
+    assert engine.copied == before  # forgotten long ago
+    kept = [row.ids for row in engine.shelf]
+    assert any(ids[:len(again)] == again for ids in kept)  # in place of its own beginning
+    assert any(ids[:len(texts[3])] == texts[3] for ids in kept)
 
 
 def test_the_end_of_the_context_ends_the_reply(model: GPT) -> None:
@@ -165,11 +222,12 @@ def test_few_programs(model: GPT) -> None:
     engine = Engine(model, rows=2)
     engine.warm_up()
     made = engine._advance.traced
-    assert made == 6  # plain and full: one token of all rows, a short and a long piece of one row
+    # Greedy, drawn, ranked; of each one token of all rows, a short and a long piece of one row.
+    assert made == 9
     for length in [*range(1, 40, 3), 100, CHUNK, CHUNK + 1, CONTEXT - 3, CONTEXT - 1]:
-        hot = Sampling(float(length % 2))
+        hot = Sampling(float(length % 2), top_k=length % 3)
         tokens(engine, Request(prompt(length, length), max_tokens=2, sampling=hot))
-    assert engine._advance.traced == made
+    assert engine._advance.traced == made and engine._copy.traced == 1
 
 
 @pytest.mark.parametrize("ids", [[], [1] * CONTEXT, [VOCAB], [-1]])
@@ -200,11 +258,15 @@ def reference(logits: np.ndarray, t: float, k: int, top_p: float, min_p: float,
         p[k:] = 0
         p /= p.sum()
     before = np.cumsum(p) - p
-    p = np.where((before < top_p) & (p >= min_p * p[0]), p, 0)
-    total = np.cumsum(p)
-    near = [np.searchsorted(total, (u + e) * total[-1], "right") for e in (-1e-5, 0, 1e-5)]
-    last = int((p > 0).sum()) - 1
-    return {int(order[min(int(n), last)]) for n in near}
+    found = set()
+    for near in (-1e-6, 0, 1e-6):
+        left = np.zeros_like(p)
+        left[order] = np.where((before < top_p + near) & (p >= (min_p + near) * p[0]), p, 0)
+        total = np.cumsum(left)
+        for e in (-1e-5, 0, 1e-5):
+            n = int(np.searchsorted(total, (u + e) * total[-1], "right"))
+            found.add(min(n, int(np.flatnonzero(left)[-1])))
+    return found
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.3, 1.0, 3.0]), st.integers(0, 12),
@@ -215,8 +277,12 @@ def test_choice_equals_the_definition(seed: int, t: float, k: int, top_p: float,
                                       u: float) -> None:
     logits = np.random.default_rng(seed).normal(size=(1, 12)).astype(np.float32) * 2
     knobs = np.array([[t, k, top_p, min_p, u]], np.float32)
-    found = choose(gs.tensor(logits), gs.tensor(knobs)).item()
-    assert found in reference(logits[0], t, k, top_p, min_p, float(knobs[0, 4]))
+    scores = gs.tensor(logits)
+    right = reference(logits[0], t, k, top_p, min_p, float(knobs[0, 4]))
+    ranked = scores.sort(dim=-1, descending=True).values
+    assert choose(scores, gs.tensor(knobs), ranked).item() in right
+    if (k, top_p, min_p) == (0, 1.0, 0.0):
+        assert choose(scores, gs.tensor(knobs)).item() in right
 
 
 def test_frequencies_are_probabilities() -> None:

@@ -3,11 +3,11 @@
 The one idea: a slot is a row of the cache with a list of tokens still to be read. A round feeds one
 piece of every list that is longer than one token (a prompt, a tool's answer), then one token to all
 other slots at once. New requests join and finished ones leave between rounds, and every round is
-one of a few compiled programs. A slot keeps what it has read: a request whose beginning is in a
-slot already (the conversation so far) is read from where they part.
+one of a few compiled programs. A row keeps what it has read: a request whose beginning is in a free
+slot is read from where they part, and one whose beginning is in another row, even in a prompt that
+is being read just now, gets a copy of it.
 
-Source: Yu et al. 2022, "Orca"; the samplers: Holtzman et al. 2020 (top-p), Nguyen et al. 2024
-(min-p).
+Source: Yu et al. 2022, "Orca"; Zheng et al. 2024, "SGLang" (prefixes are shared).
 """
 
 from __future__ import annotations
@@ -16,49 +16,26 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
 
 import gossamer as gs
+from gossamer.chat.sampling import ALTERNATIVES, KNOBS, Sampling, choose
 from gossamer.models.gpt import GPT, SMEAR
 from gossamer.nn import functional as F
 
-__all__ = ["Engine", "Reply", "Request", "Sampling", "Token", "choose"]
+__all__ = ["Engine", "Reply", "Request", "Sampling", "Token"]
 
 CHUNK = 128  # most prompt tokens fed in one round, so that others need not wait for a long prompt
 STEP = 32  # short pieces are padded to this, longer ones to CHUNK: two shapes, few programs
-ALTERNATIVES = 20  # tokens listed beside the chosen one when alternatives are asked for
-COLDEST = 1e-6  # temperatures below divide by this; greedy rows do not look at the quotient
+# Positions that a row must know more than a slot to be copied: a piece costs as much as 1 to STEP
+# tokens, and about five times as much as a copy of a row (docs/log.md).
+WORTH = STEP
+LIKELIEST, DRAWN, RANKED = range(3)  # programs: greedy; temperature too; filters, alternatives too
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How a token is chosen.
-
-    Args:
-        temperature: 0 takes the likeliest; above, samples from softmax(logits / temperature).
-        top_k: among the k likeliest only; 0 = all.
-        top_p: among the likeliest that together have this probability; 1 = all.
-        min_p: among those at least this share as likely as the likeliest; 0 = all.
-        seed: of the random numbers; a request's tokens depend on nothing else that is decoded.
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.temperature <= 100.0:
-            raise ValueError(f"Sampling(temperature={self.temperature}): it must be from 0 to 100.")
-        if self.top_k < 0 or not 0.0 < self.top_p <= 1.0 or not 0.0 <= self.min_p <= 1.0:
-            raise ValueError(
-                f"Sampling(top_k={self.top_k}, top_p={self.top_p}, min_p={self.min_p}): top_k must "
-                "be 0 or more, top_p in (0, 1] and min_p in [0, 1]."
-            )
-
-
-@dataclass(frozen=True)
-class Token:
+class Token(NamedTuple):
     """One token of a reply.
 
     Attributes:
@@ -128,29 +105,47 @@ class Reply:
             self.on_end()
 
     def _knobs(self) -> list[float]:
-        s = self.request.sampling
-        return [s.temperature, s.top_k, s.top_p, s.min_p, self._random.random()]
+        """Of the next token; each choice takes one random number."""
+        return self.request.sampling.knobs(self._random.random())
+
+    @property
+    def _kind(self) -> int:
+        """The least program that serves it."""
+        if self.request.alternatives or self.request.sampling.filters:
+            return RANKED
+        return DRAWN if self.request.sampling.temperature else LIKELIEST
 
 
 @dataclass
-class _Slot:
+class _Row:
     """One row of the cache.
 
     Attributes:
         ids: the tokens whose keys and values it holds.
-        todo: tokens to feed next.
-        reply: what it works for, if anything.
+        base: position of the first one that its layers with a window hold.
         used: number of the round in which it was last used.
     """
 
-    row: int
+    number: int
     ids: list[int] = field(default_factory=list)
-    todo: list[int] = field(default_factory=list)
-    reply: Reply | None = None
+    base: int = 0
     used: int = 0
 
 
-_GREEDY = [0.0, 0.0, 1.0, 0.0, 0.0]
+@dataclass
+class _Slot(_Row):
+    """A row that decodes.
+
+    Attributes:
+        todo: tokens to feed next.
+        reply: what it works for, if anything.
+        source: the slot whose prompt begins like its own and is still being read, how many tokens
+            of it to wait for, and the reply that slot worked for.
+    """
+
+    todo: list[int] = field(default_factory=list)
+    reply: Reply | None = None
+    source: tuple[_Slot, int, Reply | None] | None = None
 
 
 class Engine:
@@ -159,6 +154,7 @@ class Engine:
     Args:
         model: a trained GPT.
         rows: most requests decoded at once; more wait their turn.
+        kept: conversations remembered besides, the least recently used leave first.
 
     >>> from gossamer.models.gpt import GPTConfig
     >>> engine = Engine(GPT(GPTConfig(vocab_size=65, n_layer=1, n_head=2, n_embd=16)), rows=2)
@@ -166,14 +162,15 @@ class Engine:
     4
     """
 
-    def __init__(self, model: GPT, rows: int = 8) -> None:
-        self.model, self.rows = model, rows
+    def __init__(self, model: GPT, rows: int = 8, kept: int = 0) -> None:
+        self.model, self.rows, self.kept = model, rows, kept
         self.context = model.config.sequence_len
-        self.cache = model.cache(rows)
-        self.slots = [_Slot(row) for row in range(rows)]
+        self.cache = model.cache(rows + kept)
         self.waiting: deque[Reply] = deque()
-        self.rounds = 0
+        self.rounds = self.copied = 0
         self._advance = gs.compile(self._compute)
+        self._copy, self._slide = gs.compile(self.cache.copy), gs.compile(self.cache.slide)
+        self.reset()
 
     # requests ---------------------------------------------------------------------------------
     def check(self, request: Request) -> None:
@@ -225,29 +222,38 @@ class Engine:
         for slot in self.slots:
             if slot.reply is not None and slot.reply.cancelled:
                 self._finish(slot, "cancelled")
+        for slot in self.slots:
+            self._fetch(slot)
         self._admit()
-        active = [slot for slot in self.slots if slot.reply is not None]
-        # At the very end of the context there is no room for a padded piece.
-        ready = [slot for slot in active
-                 if len(slot.todo) == 1 or self.context - len(slot.ids) < STEP]
-        for slot in active:
-            if slot not in ready:
+        ready = []
+        for slot in self.slots:
+            if slot.reply is None or slot.source is not None:
+                continue
+            # At the very end of the context there is no room for a padded piece.
+            if len(slot.todo) == 1 or self.context - len(slot.ids) < STEP:
+                ready.append(slot)
+            else:
                 self._prefill(slot)
         if ready:
             self._decode(ready)
 
     def warm_up(self) -> None:
         """Compile every program now, so that no request waits for it."""
-        for sampling in (Sampling(), Sampling(1.0)):
+        for sampling in (Sampling(), Sampling(1.0), Sampling(1.0, top_k=1)):
             for length in (1, STEP, min(CHUNK, self.context - 1)):
+                self.reset()  # or it would know the prompt
                 for _ in self.generate(Request([0] * length, max_tokens=1, sampling=sampling)):
                     pass
+        self._move(self.slots[0], self.slots[-1])
+        if self.cache.window:
+            self._slide(gs.tensor([0]), gs.tensor([0]))
         self.reset()
 
     def reset(self) -> None:
         """Forget everything: requests and what the cache holds."""
         self.waiting.clear()
         self.slots = [_Slot(row) for row in range(self.rows)]
+        self.shelf = [_Row(self.rows + row) for row in range(self.kept)]
 
     # slots ------------------------------------------------------------------------------------
     def _admit(self) -> None:
@@ -259,29 +265,92 @@ class Engine:
             if reply.cancelled:
                 reply._end("cancelled")
                 continue
-            ids = list(reply.request.ids)
-            # The longest beginning in common; among equals the one not used for longest.
-            slot = max(free, key=lambda s: (_common(s.ids, ids), -s.used))
-            keep = min(_common(slot.ids, ids), len(ids) - 1)
-            slot.reply, slot.ids, slot.todo = reply, ids[:keep], ids[keep:]
+            slot = self._seat(reply, free)
             if reply.request.max_tokens <= 0:
                 self._finish(slot, "length")
 
+    def _seat(self, reply: Reply, free: list[_Slot]) -> _Slot:
+        """Give a request the free slot from which it has least to read."""
+        ids = list(reply.request.ids)
+        # The longest beginning in common; among equals the one not used for longest.
+        slot = max(free, key=lambda s: (self._known(s, ids), -s.used))
+        keep = self._known(slot, ids)
+        busy = [s for s in self.slots if s.reply is not None]
+        promised = [self._known(s, ids, s.todo) for s in busy]
+        rows, known = [*busy, *self.shelf], [*promised, *(self._known(r, ids) for r in self.shelf)]
+        best = max(range(len(rows)), key=known.__getitem__, default=-1)
+        other = rows[best] if best >= 0 and known[best] - keep >= WORTH else None
+        if other is not None:
+            slot, keep = min(free, key=lambda s: s.used), 0
+        self._shelve(slot, keep, other)
+        slot.reply, slot.ids, slot.todo = reply, ids[:keep], ids[keep:]
+        slot.base = slot.base if keep else 0
+        if isinstance(other, _Slot):
+            slot.source = other, known[best], other.reply
+            self._fetch(slot)
+        elif other is not None:
+            self._take_over(slot, other)
+        return slot
+
+    def _known(self, row: _Row, ids: list[int], ahead: Sequence[int] = ()) -> int:
+        """How many of a prompt's tokens need not be read by who has a row (and reads `ahead`)."""
+        count = min(_common([*row.ids, *ahead] if ahead else row.ids, ids), len(ids) - 1)
+        return count if not row.base or count >= row.base + self.cache.window else 0
+
+    def _fetch(self, slot: _Slot) -> None:
+        """Copy the beginning of a slot's prompt from its source, if that has read it by now."""
+        if slot.source is None:
+            return
+        row, count, reply = slot.source
+        if len(row.ids) >= count or row.reply is not reply:
+            slot.source = None
+            self._take_over(slot, row)
+
+    def _take_over(self, slot: _Slot, row: _Row) -> None:
+        """Copy what a row knows of a slot's prompt."""
+        count = self._known(row, slot.todo)
+        if count:
+            self._move(row, slot)
+            row.used, slot.base = self.rounds, row.base
+            slot.ids, slot.todo = slot.todo[:count], slot.todo[count:]
+            self.copied += count
+
+    def _shelve(self, slot: _Slot, keep: int, needed: _Row | None) -> None:
+        """Before a slot is used anew from position `keep` on, save what it held, if no other row
+        has it; what is `needed` just now stays on the shelf."""
+        places = [row for row in self.shelf if row is not needed]
+        if len(slot.ids) - keep < WORTH or not places:
+            return
+        others = [row for row in (*self.slots, *self.shelf) if row is not slot]
+        if any(_common(row.ids, slot.ids) == len(slot.ids) for row in others):
+            return
+        # What is a beginning of it is not needed any more; else the one not used for longest goes.
+        place = min(places, key=lambda r: (_common(r.ids, slot.ids) < len(r.ids), r.used))
+        self._move(slot, place)
+        place.ids, place.base, place.used = slot.ids, slot.base, slot.used
+
+    def _move(self, source: _Row, target: _Row) -> None:
+        with gs.no_grad():
+            self._copy(gs.tensor([source.number]), gs.tensor([target.number]))
+
     def _finish(self, slot: _Slot, reason: str) -> None:
-        reply, slot.reply, slot.todo, slot.used = slot.reply, None, [], self.rounds
+        reply, slot.reply, slot.todo, slot.source = slot.reply, None, [], None
+        slot.used = self.rounds
         if reply is not None:
             reply._end(reason)
 
     def _prefill(self, slot: _Slot) -> None:
         """Feed one piece of a prompt to one row."""
-        assert slot.reply is not None
+        reply = slot.reply
+        assert reply is not None
         long = len(slot.todo) > STEP and self.context - len(slot.ids) >= CHUNK
         padded = CHUNK if long else STEP
         piece = slot.todo[:padded]
         last = len(piece) == len(slot.todo)
-        knobs = slot.reply._knobs() if last else _GREEDY
-        found = self._run([piece + [0] * (padded - len(piece))], [slot], [knobs],
-                          slot.reply.request.alternatives and last, [slot.row], len(piece) - 1)
+        kind = reply._kind if last else LIKELIEST
+        knobs = [reply._knobs()] if kind != LIKELIEST else None
+        found = self._run([piece + [0] * (padded - len(piece))], [slot], kind, knobs,
+                          [slot.number], len(piece) - 1)
         slot.ids += piece
         del slot.todo[:len(piece)]
         if last:
@@ -289,19 +358,24 @@ class Engine:
 
     def _decode(self, slots: list[_Slot]) -> None:
         """Feed one token to each of `slots`, all rows of the cache in one call."""
-        chosen = {slot.row: slot for slot in slots}
-        ids, knobs, wanted = [], [], False
-        for slot in self.slots:
-            reply = slot.reply if slot.row in chosen else None
-            ids.append([slot.todo[0] if reply is not None else 0])
-            last = reply is not None and len(slot.todo) == 1
-            knobs.append(reply._knobs() if reply is not None and last else _GREEDY)
-            wanted = wanted or (reply is not None and reply.request.alternatives)
-        found = self._run(ids, self.slots, knobs, wanted)
+        ids = [[0] for _ in self.slots]
+        choosing = []  # those for which a token is chosen now
+        for slot in slots:
+            ids[slot.number][0] = slot.todo[0]
+            if len(slot.todo) == 1 and slot.reply is not None:
+                choosing.append((slot.number, slot.reply))
+        kind = max((reply._kind for _, reply in choosing), default=LIKELIEST)
+        knobs = None
+        if kind != LIKELIEST:
+            knobs = [[0.0] * KNOBS] * self.rows
+            for number, reply in choosing:
+                if reply._kind != LIKELIEST:
+                    knobs[number] = reply._knobs()
+        found = self._run(ids, self.slots, kind, knobs)
         for slot in slots:
             slot.ids.append(slot.todo.pop(0))
             if not slot.todo:
-                self._take(slot, found[slot.row])
+                self._take(slot, found[slot.number])
 
     def _take(self, slot: _Slot, token: Token) -> None:
         """A token was chosen for a slot: hand it out, and see how it goes on."""
@@ -321,39 +395,57 @@ class Engine:
             self._finish(slot, "length")
 
     # the model --------------------------------------------------------------------------------
-    def _run(self, ids: list[list[int]], slots: list[_Slot], knobs: list[list[float]],
-             alternatives: bool, rows: list[int] | None = None, last: int = 0) -> list[Token]:
+    def _run(self, ids: list[list[int]], slots: Sequence[_Slot], kind: int,
+             knobs: list[list[float]] | None, rows: list[int] | None = None,
+             last: int = 0) -> list[Token]:
         """Feed ids, (B, T), to slots and choose a token for each after position `last`."""
-        # An idle row writes where nothing is kept: behind what it holds.
-        starts = [min(len(s.ids), self.context - 1) for s in slots]
-        before = zip(*([*[0] * SMEAR, *s.ids][-SMEAR:] for s in slots), strict=True)
+        where = np.zeros((2 + SMEAR, len(slots)), np.int64)
+        for column, slot in enumerate(slots):
+            self._make_room(slot, len(ids[0]))
+            # An idle row writes where nothing is kept: behind what it holds.
+            where[0, column], where[1, column] = min(len(slot.ids), self.context - 1), slot.base
+            before = slot.ids[-SMEAR:]
+            where[2 + SMEAR - len(before):, column] = before
         with gs.no_grad():
             made = self._advance(
-                gs.tensor(ids), gs.tensor([starts, *before]), gs.tensor(knobs), gs.tensor([last]),
+                gs.tensor(ids), gs.tensor(where), gs.tensor([last]),
                 None if rows is None else gs.tensor(rows),
-                alternatives or any(k[0] > 0 for k in knobs))
+                None if knobs is None else gs.tensor(knobs), kind)
         tokens, logprobs, *more = (t.tolist() for t in made)
         if not more:
             return [Token(i, p) for i, p in zip(tokens, logprobs, strict=True)]
         return [Token(i, p, False, tuple(zip(names, values, strict=True)))
                 for i, p, names, values in zip(tokens, logprobs, *more, strict=True)]
 
-    def _compute(self, ids: gs.Tensor, where: gs.Tensor, knobs: gs.Tensor, last: gs.Tensor,
-                 rows: gs.Tensor | None, full: bool) -> tuple[gs.Tensor, ...]:
+    def _make_room(self, slot: _Row, count: int) -> None:
+        """Let a row's windows slide if `count` positions more have no room behind them."""
+        first = len(slot.ids) - slot.base - self.cache.window
+        if self.cache.window and first + self.cache.window + count > self.cache.room:
+            with gs.no_grad():
+                self._slide(gs.tensor([slot.number]), gs.tensor([first]))
+            slot.base += first
+
+    def _compute(self, ids: gs.Tensor, where: gs.Tensor, last: gs.Tensor, rows: gs.Tensor | None,
+                 knobs: gs.Tensor | None, kind: int) -> tuple[gs.Tensor, ...]:
         """The compiled step: extend the cache, choose a token of each row.
 
-        Without `full` the likeliest; with it as `knobs` say, and with the alternatives.
+        `kind` is LIKELIEST without knobs, DRAWN where no row has filters; RANKED lists the
+        alternatives too.
         """
-        starts, before = where[0], where[1:].transpose(0, 1)  # (B,), (B, SMEAR)
-        place = self.cache.place(starts, ids.shape[1], rows)
+        starts, bases, before = where[0], where[1], where[2:].transpose(0, 1)  # before: (B, SMEAR)
+        place = self.cache.place(starts, ids.shape[1], rows, bases)
         logits = self.model(ids, place, before).index_select(1, last)[:, 0]  # (B, V)
-        chosen = choose(logits, knobs) if full else logits.argmax(-1)
         logprobs = F.log_softmax(logits, dim=-1)
+        if knobs is None:
+            chosen = logits.argmax(-1)
+            return chosen, logprobs.gather(1, chosen[:, None])[:, 0]
+        ranked = logits.sort(dim=-1, descending=True) if kind == RANKED else None
+        chosen = choose(logits, knobs, None if ranked is None else ranked.values)
         own = logprobs.gather(1, chosen[:, None])[:, 0]
-        if not full:
+        if ranked is None:
             return chosen, own
-        best = logprobs.topk(min(ALTERNATIVES, logprobs.shape[1]))
-        return chosen, own, best.indices, best.values
+        best = ranked.indices[:, :ALTERNATIVES]
+        return chosen, own, best, logprobs.gather(1, best)
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
@@ -364,34 +456,3 @@ def _common(a: Sequence[int], b: Sequence[int]) -> int:
             break
         count += 1
     return count
-
-
-def choose(logits: gs.Tensor, knobs: gs.Tensor) -> gs.Tensor:
-    """One token of each row.
-
-    The filters act one after the other, each on what the one before left: temperature, top-k,
-    top-p, min-p. Then the token is where the running sum of what is left passes the random number.
-
-    Args:
-        logits: (B, V).
-        knobs: (B, 5): temperature (0 = the likeliest), top_k (0 = all), top_p, min_p, and a
-            uniform random number in [0, 1).
-
-    Returns:
-        (B,) int64.
-
-    Cost: a sort of each row.
-    """
-    temperature, k, top_p, min_p, uniform = (knobs[:, i:i + 1] for i in range(5))
-    values, order = (logits / temperature.clamp(min=COLDEST)).sort(dim=-1, descending=True)
-    rank = gs.arange(logits.shape[1])
-    p = F.softmax(values, dim=-1)  # (B, V), largest first
-    p = p * ((rank < k) | (k == 0))
-    p = p / p.sum(dim=-1, keepdim=True)
-    p = p * (p.cumsum(dim=-1) - p < top_p) * (p >= min_p * p[:, :1])
-    total = p.cumsum(dim=-1)
-    # Rounding may leave the sum short of the number: the last that is left is the limit.
-    last = ((p > 0).sum(dim=-1, keepdim=True) - 1).clamp(min=0)
-    place = (total <= uniform * total[:, -1:]).sum(dim=-1, keepdim=True)
-    sampled = order.gather(1, gs.minimum(place, last))[:, 0]
-    return gs.where(temperature[:, 0] > 0, sampled, logits.argmax(-1))
