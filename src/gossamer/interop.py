@@ -103,14 +103,14 @@ def numpy(self: Tensor, *, force: bool = False) -> np.ndarray:
         GradientError: the tensor requires grad.
         DTypeError: the dtype is bfloat16, which NumPy lacks.
     """
-    if self.requires_grad and not force:
+    if not force and self.requires_grad:
         raise GradientError(f"x.numpy(): x is {type_text(self._node)} and requires grad; NumPy "
                             "does not record derivatives. Use x.detach().numpy().")
     if self._node.dtype is bfloat16:
         if not force:
             raise DTypeError("x.numpy(): NumPy has no bfloat16. Use x.float().numpy().")
         return np.array(self._value().array())
-    if self.device != CPU:
+    if self.device is not CPU:
         raise DeviceError("x.numpy(): x is on the meta device and has no values.")
     root = self
     while isinstance(root._base, Tensor):

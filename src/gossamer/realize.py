@@ -86,11 +86,11 @@ def realize(nodes: Sequence[Node]) -> None:
     Raises:
         TraceError: a value depends on an argument of a function under compile or vmap.
     """
+    if len(nodes) == 1 and nodes[0].value is None and _alone(nodes[0]) and evaluate_one(nodes[0]):
+        _cut(nodes)
+        return
     wanted = [n for n in nodes if n.value is None]
     if not wanted:
-        return
-    if len(wanted) == 1 and _alone(wanted[0]) and evaluate_one(wanted[0]):
-        _cut(wanted)
         return
     if _OVERDUE.nodes and MODES.tracing is None:
         asked = {id(n) for n in wanted}

@@ -29,6 +29,16 @@ Where = tuple[CodeType, int]  # code object and offset of the last instruction: 
 _PACKAGE = str(Path(__file__).resolve().parent.parent)
 
 
+class _Ours(dict[str, bool]):
+    """Whether a file is one of this package's, remembered: a node asks three times."""
+
+    def __missing__(self, file: str) -> bool:
+        ours = self[file] = file.startswith(_PACKAGE)
+        return ours
+
+
+_OURS = _Ours()
+
 _serial = itertools.count(1 << 40).__next__
 _NEVER = 1 << 62  # later than any node
 # Joins (cat, stack) inside each other that may wait: their parts are told apart element by element,
@@ -115,7 +125,7 @@ class Node:
             where = STATE.where
         if where is None:
             frame = sys._getframe(1)
-            while frame.f_code.co_filename.startswith(_PACKAGE) and frame.f_back is not None:
+            while _OURS[frame.f_code.co_filename] and frame.f_back is not None:
                 frame = frame.f_back
             where = (frame.f_code, frame.f_lasti)
         self.where = where

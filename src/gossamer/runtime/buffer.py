@@ -15,6 +15,7 @@ import ctypes
 import functools
 import mmap
 import os
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -139,7 +140,7 @@ class Buffer:
         Raises:
             ValueError: the array would be larger than the buffer.
 
-        Cost: 2 us.
+        Cost: 0.4 us.
         """
         needed = dtype.itemsize
         for extent in shape:
@@ -147,23 +148,21 @@ class Buffer:
         if needed > self.nbytes:
             raise ValueError(f"as_numpy({dtype}, {tuple(shape)}): {needed} bytes of a buffer of "
                              f"{self.nbytes}; a view cannot be larger. Allocate more.")
-        return np.asarray(_View(self, dtype, shape))
+        memory = _memory_at(self.address)
+        memory.owner = self
+        return np.ndarray(shape, dtype, memory)
 
 
-class _View:
-    """What NumPy's array interface (version 3) asks for; the array's base, so it holds `buffer`."""
+class _Memory(ctypes.c_char * sys.maxsize):  # type: ignore[misc]
+    """All memory from an address on, as Python's buffer protocol shows it: the base of an array,
+    so it holds the `Buffer`. A third of the time of NumPy's array interface."""
 
-    __slots__ = ("__array_interface__", "buffer")
+    __slots__ = ("owner",)
 
-    def __init__(self, buffer: Buffer, dtype: np.dtype[Any], shape: Sequence[int]) -> None:
-        self.buffer = buffer
-        self.__array_interface__ = {"data": (buffer.address, False), "shape": tuple(shape),
-                                    "typestr": _type_text(dtype), "version": 3}
+    owner: Buffer
 
 
-@functools.cache
-def _type_text(dtype: np.dtype[Any]) -> str:
-    return dtype.str  # made anew by NumPy each time
+_memory_at = _Memory.from_address
 
 
 def allocate(nbytes: int) -> Buffer:

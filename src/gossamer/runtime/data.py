@@ -51,10 +51,10 @@ class Data:
 
     def array(self) -> np.ndarray:
         """The elements as a NumPy array: shares memory, except for bfloat16 (a float32 copy)."""
-        raw = self.raw
         if self.dtype is bfloat16:
-            return (raw.astype(np.uint32) << np.uint32(16)).view(np.float32).reshape(self.shape)
-        return raw
+            wide = self.raw.astype(np.uint32) << np.uint32(16)
+            return wide.view(np.float32).reshape(self.shape)
+        return self.buffer.as_numpy(self.dtype.storage, self.shape)
 
     def __repr__(self) -> str:
         return f"Data({self.dtype.name}{list(self.shape)} at {self.buffer.address:#x})"

@@ -77,6 +77,7 @@ class Program:
                        if b in place]
         self._plain = len(self._fresh) == len(self.types) and not checked
         self._arena = None if self.arena_bytes else _NOTHING  # kept if it is small
+        self.used = False  # since the engine last looked whom to forget
         # Indices are checked before anything is overwritten: a failed step changes nothing.
         needed = _needed(compiled.calls, checked)
         self.guard = Executable([calls[i] for i in needed], self.arena_number + 1, (), params) \
@@ -108,13 +109,22 @@ class Program:
         try:
             if not self._plain or reuse or watch.WATCHERS:
                 return self._run(inputs, params, reuse)
-            made = [allocate(size) for size in self._sizes]
+            pointers, made = [], []
+            for d in inputs:  # no comprehensions: each would be a call, 0.2 us
+                pointers.append(d.buffer.address)
+            for size in self._sizes:
+                buffer = allocate(size)
+                made.append(buffer)
+                pointers.append(buffer.address)
             arena = self._arena
             if arena is None:
                 arena = self._workspace()
-            self.executable.run([*[d.buffer.address for d in inputs], *[b.address for b in made],
-                                 arena.address], params)
-            return [Data(made[i], shape, dtype) for i, shape, dtype in self._fresh]
+            pointers.append(arena.address)
+            self.executable.run(pointers, params)
+            values = []
+            for i, shape, dtype in self._fresh:
+                values.append(Data(made[i], shape, dtype))
+            return values
         except MemoryError as error:
             raise self._explained(error) from None
 
