@@ -131,7 +131,8 @@ def test_looks_at_one_lazy_tensor_from_many_threads() -> None:
     for _ in range(5):
         x = (x * 0.5).sin()
     found = together(5, lambda number: x.sum().item())
-    assert len(set(found)) == 1 and found[0] == pytest.approx(x.numpy().sum(), rel=1e-4)
+    # Who comes second may read x where the first stored it, and rounds once more.
+    assert found == pytest.approx([x.numpy().sum()] * 5, rel=1e-4)
 
 
 def test_a_callback_may_change_the_number_of_threads() -> None:
