@@ -243,7 +243,8 @@ def _attention_operands(query: Tensor, key: Tensor, value: Tensor, enable_gqa: b
 def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor,
                                  attn_mask: Tensor | None = None, is_causal: bool = False,
                                  scale: float | None = None, enable_gqa: bool = False,
-                                 window: int = 0, start: Tensor | None = None) -> Tensor:
+                                 window: int = 0, start: Tensor | None = None,
+                                 begins: Tensor | None = None) -> Tensor:
     """softmax(q kᵀ scale + mask) v for each head, never building the T × S scores.
 
     Args:
@@ -254,6 +255,8 @@ def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor,
         enable_gqa: Hk may divide H.
         window: see only the last so many keys (0: all).
         start: int64, the position of the first query: for decoding with a cache.
+        begins: (..., T) int64, the first key that each query sees: where its text begins, if
+            several are packed into one row.
 
     Returns:
         (..., H, T, V).
@@ -278,6 +281,7 @@ def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor,
         mask = prims.expand(mask, shape)
     factor = 1 / math.sqrt(max(q.shape[-1], 1)) if scale is None else scale
     made = attention_node(q, k, v, mask, None if start is None else start._read(),
+                          None if begins is None else begins._read(),
                           causal=is_causal, scale=float(factor), window=window)
     ndim = max(query.ndim, key.ndim, value.ndim)
     made = prims.cast(made, dtype)

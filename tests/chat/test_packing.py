@@ -72,6 +72,23 @@ def test_targets_are_the_next_ids_where_supervised() -> None:
             assert target == (after if supervised.get(int(after), 0) else IGNORE)
 
 
+def test_every_position_knows_where_its_example_begins() -> None:
+    """Also in pieces of examples longer than a row; nobody foretells another example's token."""
+    make = Counter(5, 90)
+    packer = Packer(make, pad=PAD, batch_size=4, sequence_len=64, seed=3)
+    batches = [packer.next() for _ in range(4)]
+    piece_of = {i: (number, place // 65) for number, (ids, _) in enumerate(make.made)
+                for place, i in enumerate(ids)}
+    for batch in batches:
+        for ids, targets, begins in zip(batch.ids, batch.targets, batch.begins, strict=True):
+            owners = [piece_of.get(int(i), PAD) for i in ids]
+            first = {owner: owners.index(owner) for owner in owners}
+            assert begins.tolist() == [first[owner] for owner in owners]
+            for owner, target in zip(owners, targets, strict=True):
+                assert target == IGNORE or piece_of[int(target)] == owner
+    assert packer.split > 0
+
+
 def test_rows_are_well_filled() -> None:
     packer = Packer(Counter(18, 60), pad=PAD, batch_size=16, sequence_len=256, seed=0)
     batches = [packer.next() for _ in range(20)]

@@ -129,13 +129,15 @@ def test_accumulated_batches_have_the_gradient_of_one_big_batch(
     ids = rng.integers(0, tokenizer.vocab_size, (3, 128))
     targets = np.full((3, 128), IGNORE)
     targets[0, 5:8], targets[1, 60:100] = ids[0, 6:9], ids[1, 61:101]
-    whole = trainer.model.loss(gs.from_numpy(ids), gs.from_numpy(targets))
+    begins = np.zeros_like(ids)
+    begins[1, 80:] = 80
+    whole = trainer.model.loss(*map(gs.from_numpy, (ids, targets, begins)))
     whole.backward()
     expected = [p.grad.numpy().copy() for p in trainer.model.parameters()]
     for p in trainer.model.parameters():
         p.grad = None
     trainer._compiled_update = lambda: None
-    parts = [Batch(ids[i:i + 1], targets[i:i + 1], 0, 1) for i in range(3)]
+    parts = [Batch(ids[i:i + 1], targets[i:i + 1], begins[i:i + 1], 0, 1) for i in range(3)]
     assert trainer._learn(parts) == pytest.approx(whole.item(), rel=1e-6)
     for p, grad in zip(trainer.model.parameters(), expected, strict=True):
         np.testing.assert_allclose(p.grad.numpy(), grad, rtol=1e-4, atol=1e-6)

@@ -36,6 +36,7 @@ class Case:
     causal: bool = False
     window: int = 0
     start: int = 0
+    begins: Any = None
 
     def arrays(self) -> tuple[np.ndarray, ...]:
         return tuple(x.double().numpy() for x in (self.q, self.k, self.v, self.g))
@@ -67,6 +68,8 @@ def expected(c: Case) -> list[np.ndarray]:
         score = np.where(j <= i, score, -np.inf)
     if c.window:
         score = np.where(j > i - c.window, score, -np.inf)
+    if c.begins is not None:
+        score = np.where(j >= c.begins.numpy()[:, None, :, None], score, -np.inf)
     top = score.max(-1, keepdims=True, initial=-np.inf)
     e = np.exp(score - np.where(np.isinf(top), 0, top))
     total = e.sum(-1, keepdims=True)
@@ -89,7 +92,8 @@ def program(c: Case) -> Callable[..., tuple[Any, ...]]:
         if mask is not None and mask.dtype is not gs.bool:
             wanted.append(mask := mask.detach().requires_grad_())
         y = F.scaled_dot_product_attention(*wanted[:3], mask, c.causal, window=c.window,
-                                           start=start, enable_gqa=q.shape[1] != k.shape[1])
+                                           start=start, enable_gqa=q.shape[1] != k.shape[1],
+                                           begins=c.begins)
         return y.detach(), *gs.autograd.grad(y, wanted, g)
     return run
 
@@ -202,6 +206,56 @@ def test_windows(rng: np.random.Generator, causal: bool, compiled: bool) -> None
 def test_a_key_cache(rng: np.random.Generator, start: int) -> None:
     check(case(rng, 2, 66, causal=True, start=start))
     check(case(rng, 1, 66, heads=(4, 2), causal=True, start=start, window=9))
+
+
+# ------------------------------------------------------------------------- several texts in a row
+def texts(rng: np.random.Generator, batch: int, t: int, longest: int) -> Any:
+    """Where the text of each position begins: texts of 1 to `longest` positions."""
+    found = np.zeros((batch, t), np.int64)
+    for row in found:
+        place = 0
+        while place < t:
+            end = place + int(rng.integers(1, longest + 1))
+            row[place:end], place = place, end
+    return gs.from_numpy(found)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("longest", [1, 5, 60, 300])
+def test_texts_in_a_row_see_themselves_only(rng: np.random.Generator, longest: int,
+                                            compiled: bool) -> None:
+    for t, heads in ((33, (2, 2)), (130, (4, 2)), (257, (1, 1))):
+        begins = texts(rng, 2, t, longest)
+        check(case(rng, t, t, heads=heads, causal=True, begins=begins), compiled)
+        check(case(rng, t, t, causal=True, begins=begins, window=40), compiled)
+
+
+@pytest.mark.parametrize("dtype", [gs.float64, gs.bfloat16], ids=lambda d: d.name)
+def test_texts_of_other_dtypes(rng: np.random.Generator, dtype: Any) -> None:
+    check(case(rng, 130, 130, 20, causal=True, dtype=dtype, begins=texts(rng, 2, 130, 50)))
+
+
+def test_beginnings_in_any_order(rng: np.random.Generator) -> None:
+    """Not from a packing: they rise and fall, some hide every key, and without a causal mask."""
+    begins = gs.from_numpy(rng.integers(-3, 140, (2, 130)))
+    check(case(rng, 130, 130, causal=True, begins=begins))
+    check(case(rng, 130, 130, begins=begins))
+    check(case(rng, 130, 70, begins=begins, window=30))
+
+
+def test_texts_with_a_mask_or_a_cache(rng: np.random.Generator) -> None:
+    """What the tiled kernel leaves to the body."""
+    begins = texts(rng, 2, 33, 20)
+    check(case(rng, 33, 33, causal=True, begins=begins, mask=masks(rng, "bool", (2, 2, 33, 33))))
+    check(case(rng, 33, 66, causal=True, begins=begins, start=20))
+    check(case(rng, 2, 66, causal=True, begins=gs.tensor([[3, 5], [0, 40]]), start=50))
+
+
+def test_beginnings_have_a_shape(rng: np.random.Generator) -> None:
+    c = case(rng, 5, 5)
+    for wrong in (gs.zeros(2, 4, dtype=gs.int64), gs.zeros(5, dtype=gs.int64), gs.zeros(2, 5)):
+        with pytest.raises(gs.ShapeError, match=r"begins must be int64 of shape \(2, 5\)"):
+            F.scaled_dot_product_attention(c.q, c.k, c.v, is_causal=True, begins=wrong)
 
 
 # ------------------------------------------------------------------------------------------ values

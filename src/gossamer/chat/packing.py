@@ -2,8 +2,10 @@
 
 A row begins with the oldest waiting example and is filled best-fit: always the longest that still
 fits. What does not fit waits for the next row; what is longer than a row is split and counted;
-nothing is dropped. Batch k is a function of the seed, k, the waiting examples and the place in the
-corpus alone, so saving `state()` and loading it resumes the stream exactly.
+nothing is dropped. A batch says where each position's example begins, so that attention can end
+there, and no example is asked to foretell the next one. Batch k is a function of the seed, k, the
+waiting examples and the place in the corpus alone, so saving `state()` and loading it resumes the
+stream exactly.
 
 Source: best-fit packing, Ding et al. 2024 ("Fewer Truncations Improve Language Modeling").
 """
@@ -38,12 +40,14 @@ class Batch:
     Args:
         ids: (B, T) int64.
         targets: (B, T) int64, IGNORE where nothing is asked.
+        begins: (B, T) int64, the position of its row at which each token's example begins.
         padding: positions that hold no example.
         examples: examples begun in it.
     """
 
     ids: np.ndarray
     targets: np.ndarray
+    begins: np.ndarray
     padding: int
     examples: int
 
@@ -105,6 +109,7 @@ class Packer:
         self.index += 1
         ids = np.full((B, T + 1), self.pad, np.int64)
         mask = np.zeros((B, T + 1), np.bool_)
+        begins = np.zeros((B, T + 1), np.int64)
         padding = examples = 0
         for row in range(B):
             self._refill(rng)
@@ -113,10 +118,14 @@ class Packer:
                 end = filled + len(piece_ids)
                 ids[row, filled:end] = piece_ids
                 mask[row, filled:end] = piece_mask
+                mask[row, filled] = False  # the position before is another example's
+                begins[row, filled:end] = filled
                 filled, examples = end, examples + 1
+            begins[row, filled:] = filled
             padding += T + 1 - filled
         targets = np.where(mask[:, 1:], ids[:, 1:], IGNORE)
-        return Batch(np.ascontiguousarray(ids[:, :-1]), targets, padding, examples)
+        return Batch(np.ascontiguousarray(ids[:, :-1]), targets,
+                     np.ascontiguousarray(begins[:, :-1]), padding, examples)
 
     def _refill(self, rng: Random) -> None:
         capacity = self.shape[1] + 1

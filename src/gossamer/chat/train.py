@@ -65,6 +65,8 @@ class TrainSettings:
         schedule: shape of the learning rates.
         attempts: questions of a step of practice, and replies to each.
         checkpoint_seconds: between checkpoints.
+        borders: whether attention and smear end where an example begins; else an example sees
+            those before it in its row.
         quizzes: how often in the run the tasks' weights are set anew.
         lr_scale: factor on every learning rate.
         max_steps: stop after so many steps (tests); 0 = by the clock alone.
@@ -84,6 +86,7 @@ class TrainSettings:
     schedule: Schedule = field(default_factory=Schedule)
     attempts: tuple[int, int] = (8, 8)
     checkpoint_seconds: float = 60.0
+    borders: bool = True
     quizzes: int = 10
     lr_scale: float = 1.0
     max_steps: int = 0
@@ -94,6 +97,7 @@ class TrainSettings:
 _MATRIX_LR = {"muon": 0.02, "adamw": 0.003}
 _VALUE_LR = 0.5  # of the value embeddings, as a factor on the token embedding's
 _SMALL_LR = 0.05  # of smear and gates: from 0 to about 1 within the first hundred steps
+_STREAM_LR = 0.005  # of the factors on the stream: 100 times slower than others (nanochat)
 _ADAMW_BETAS = (0.8, 0.97)  # of embedding and head: short memories for about a thousand steps
 
 
@@ -155,7 +159,7 @@ class Trainer:
         self._packer_state: dict[str, Any] | None = None
         self._recent: deque[tuple[float, int]] = deque(maxlen=_RATE_STEPS)
         self._interrupted = threading.Event()
-        self._compiled: Callable[[gs.Tensor, gs.Tensor], gs.Tensor] = gs.compile(self._train_step)
+        self._compiled: Callable[..., gs.Tensor] = gs.compile(self._train_step)
         self._compiled_part: Callable[..., gs.Tensor] = gs.compile(self._part)
         self._compiled_update: Callable[[], None] = gs.compile(self._update)
         self._compiled_practice: Callable[..., gs.Tensor] = gs.compile(self._practice)
@@ -226,9 +230,10 @@ class Trainer:
 
     # One step -----------------------------------------------------------------------------------
 
-    def _train_step(self, ids: gs.Tensor, targets: gs.Tensor) -> gs.Tensor:
+    def _train_step(self, ids: gs.Tensor, targets: gs.Tensor,
+                    begins: gs.Tensor | None) -> gs.Tensor:
         """Forward, backward, clip, update: the function that is compiled as a whole."""
-        loss = self.model.loss(ids, targets)
+        loss = self.model.loss(ids, targets, begins)
         loss.backward()
         self._update()
         return loss.detach()
@@ -240,12 +245,13 @@ class Trainer:
         self._update()
         return surprise
 
-    def _part(self, ids: gs.Tensor, targets: gs.Tensor, share: gs.Tensor) -> gs.Tensor:
+    def _part(self, ids: gs.Tensor, targets: gs.Tensor, begins: gs.Tensor | None,
+              share: gs.Tensor) -> gs.Tensor:
         """The gradient of one of several batches, added to what is there.
 
         `share` is its part of all supervised tokens, so the sum is the gradient of one big batch.
         """
-        loss = self.model.loss(ids, targets) * share
+        loss = self.model.loss(ids, targets, begins) * share
         loss.backward()
         return loss.detach()
 
@@ -270,15 +276,20 @@ class Trainer:
     def _learn(self, batches: Sequence[Batch]) -> float:
         """One update by the mean over the supervised tokens of all batches; the loss."""
         if len(batches) == 1:
-            return self._compiled(*_tensors(batches[0])).item()
+            return self._compiled(*self._tensors(batches[0])).item()
         counts = [int((batch.targets != IGNORE).sum()) for batch in batches]
         loss = 0.0
         for batch, count in zip(batches, counts, strict=True):
             if count:  # else it has no gradient, and its mean is no number
                 share = gs.tensor(count / sum(counts))
-                loss += self._compiled_part(*_tensors(batch), share).item()
+                loss += self._compiled_part(*self._tensors(batch), share).item()
         self._compiled_update()
         return loss
+
+    def _tensors(self, batch: Batch) -> tuple[gs.Tensor, gs.Tensor, gs.Tensor | None]:
+        """ids, targets, and where examples begin if anything ends there."""
+        begins = gs.from_numpy(batch.begins) if self.settings.borders else None
+        return gs.from_numpy(batch.ids), gs.from_numpy(batch.targets), begins
 
     def _practice_step(self, watch: Stopwatch) -> None:
         """Try, be judged, learn."""
@@ -433,10 +444,6 @@ class Trainer:
         self.display.stopping()
 
 
-def _tensors(batch: Batch) -> tuple[gs.Tensor, gs.Tensor]:
-    return gs.from_numpy(batch.ids), gs.from_numpy(batch.targets)
-
-
 def _weakest(scores: Sequence[Score]) -> str:
     """The three tasks with the most errors, in words."""
     worst = sorted(scores, key=lambda s: s.accuracy)[:3]
@@ -456,12 +463,14 @@ def build_optimizers(model: GPT, settings: TrainSettings) -> list[gs.optim.Optim
     check_optimizer(settings.optimizer)
     matrices = model.matrix_parameters()
     matrix_lr = settings.matrix_lr or _MATRIX_LR[settings.optimizer]
-    tables = [
-        {"params": [model.wte.weight], "lr": settings.embedding_lr},
-        {"params": [model.head.weight], "lr": settings.head_lr},
-        {"params": model.value_tables(), "lr": settings.embedding_lr * _VALUE_LR},
-        {"params": model.small_parameters(), "lr": _SMALL_LR},
+    head = [] if model.head is None else [model.head.weight]
+    embedding_lr = settings.embedding_lr if head else settings.head_lr  # tied: one table is both
+    groups: list[tuple[list[gs.nn.Parameter], float]] = [
+        ([model.wte.weight], embedding_lr), (head, settings.head_lr),
+        (model.value_tables(), settings.embedding_lr * _VALUE_LR),
+        (model.small_parameters(), _SMALL_LR), (model.stream_parameters(), _STREAM_LR),
     ]
+    tables = [{"params": params, "lr": lr} for params, lr in groups if params]
     adamw = gs.optim.AdamW(tables, betas=_ADAMW_BETAS, eps=1e-10, weight_decay=0.0)
     if settings.optimizer == "muon":
         return [gs.optim.Muon(matrices, lr=matrix_lr, weight_decay=settings.weight_decay), adamw]

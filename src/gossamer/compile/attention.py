@@ -19,6 +19,7 @@ from gossamer.compile.flash import (
     BACKWARD_WORDS,
     CHUNK,
     FORWARD_WORDS,
+    Seen,
     backward_scratch,
     backward_source,
     forward_scratch,
@@ -132,6 +133,7 @@ def _common(node: Node, buffers: dict[int, int], scratch: int) -> dict[str, Word
         "heads": q.shape[-3], "shared": q.shape[-3] // k.shape[-3], "t": q.shape[-2],
         "s": k.shape[-2], "size": q.shape[-1], "value_size": v.shape[-1],
         "scale": FloatWord(float(node.attrs["scale"])), "window": node.attrs["window"],
+        "begins": _row_pointer(node.inputs[-1], buffers) if node.attrs.get("begins") else 0,
         "scratch": Scratch(scratch, per_thread=True), "area": scratch,
     }
     for name, x in (("q", q), ("k", k), ("v", v)):
@@ -139,13 +141,13 @@ def _common(node: Node, buffers: dict[int, int], scratch: int) -> dict[str, Word
     return words
 
 
-def _source(make: Callable[[DType, Target, bool, bool], KernelSource], node: Node,
+def _source(make: Callable[[DType, Target, Seen], KernelSource], node: Node,
             target: Target) -> KernelSource:
-    key = (make, node.inputs[0].dtype.name, target, node.attrs["causal"],
-           bool(node.attrs["window"]))
+    at, dtype = node.attrs, node.inputs[0].dtype
+    seen = Seen(at["causal"], bool(at["window"]), bool(at.get("begins")))
+    key = (make, dtype.name, target, seen)
     if key not in _sources:
-        _sources[key] = make(node.inputs[0].dtype, target, node.attrs["causal"],
-                             bool(node.attrs["window"]))
+        _sources[key] = make(dtype, target, seen)
     return _sources[key]
 
 
@@ -189,7 +191,7 @@ def backward_calls(cluster: Cluster, buffers: dict[int, int], target: Target,
                    specialize: bool) -> list[Call]:
     """The call that computes the cotangents of queries, keys and values."""
     node = cluster.members[0]
-    q, k, v, lse, g, delta = node.inputs
+    q, k, v, lse, g, delta = node.inputs[:6]
     scratch = backward_scratch(q.shape[-1], v.shape[-1], q.dtype.itemsize)
     words = _common(node, buffers, scratch) | _operand_words("g", g, buffers)
     words["lse"], words["delta"] = _row_pointer(lse, buffers), _row_pointer(delta, buffers)

@@ -36,11 +36,12 @@ _SERIAL = 400_000  # multiply-adds over the whole cache below which one worker d
 
 def has_kernel(node: Node) -> bool:
     """Whether a composite is attention to a cache, of a form that the kernel computes."""
-    if node.op.name != "attention" or not node.attrs["start"] or not node.attrs["causal"]:
+    at = node.attrs
+    if node.op.name != "attention" or not at["start"] or not at["causal"] or at.get("begins"):
         return False
     q, k, v = node.inputs[:3]
     sizes = q.shape[-1], v.shape[-1]
-    return (not node.attrs["mask"] and q.dtype is float32 and bool(q.size and v.size)
+    return (not at["mask"] and q.dtype is float32 and bool(q.size and v.size)
             and q.shape[-2] <= _LONGEST and max(sizes) <= _WIDEST and not any(n % 4 for n in sizes)
             and node.inputs[3].ndim <= 1)
 

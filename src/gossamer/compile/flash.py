@@ -3,8 +3,9 @@
 The one idea: queries are vector lanes. For a chunk of 64 queries the transposed scores S^T (keys in
 rows, queries in columns) are small products of K with Q^T, and softmax over keys is elementwise
 work on whole vectors: a running maximum and sum per lane. K and V are read where they are, one
-element broadcast at a time, so nothing but the chunk's own queries is ever packed. Causal attention
-skips the key blocks that no query of the chunk sees.
+element broadcast at a time, so nothing but the chunk's own queries is ever packed. Key blocks that
+no query of the chunk sees are skipped: those behind it (causal), those out of its window, and those
+before its text where several texts share a row (`begins`); so are whole vectors of a block.
 
 Every product here, forward and backward, is one shape: C[r, lanes] += A[r, p] B[p, lanes].
 
@@ -15,6 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import reduce
 
 from gossamer.compile.builder import FunctionBuilder
 from gossamer.compile.calls import KernelSource
@@ -23,7 +26,7 @@ from gossamer.compile.gemm import Target
 from gossamer.compile.llvm import named
 from gossamer.core.dtype import DType, bool_, int64
 
-__all__ = ["BACKWARD_WORDS", "CHUNK", "FORWARD_WORDS", "KEYS", "backward_source",
+__all__ = ["BACKWARD_WORDS", "CHUNK", "FORWARD_WORDS", "KEYS", "Seen", "backward_source",
            "backward_scratch", "forward_scratch", "forward_source"]
 
 CHUNK = 64  # queries worked on together: four AVX-512 vectors of float32
@@ -31,11 +34,28 @@ KEYS = 48  # keys in a block: S^T of a block is 12 KiB, and a multiple of the 6 
 
 _SHARED = ("q", "q_b", "q_h", "q_t", "k", "k_b", "k_h", "k_t", "v", "v_b", "v_h", "v_t")
 FORWARD_WORDS = (*_SHARED, "out", "out_b", "out_h", "out_t", "lse", "heads", "shared", "t", "s",
-                 "size", "value_size", "scale", "window", "scratch", "area")
+                 "size", "value_size", "scale", "window", "begins", "scratch", "area")
 BACKWARD_WORDS = (*_SHARED, "g", "g_b", "g_h", "g_t", "lse", "delta", "dq", "dq_b", "dq_h", "dq_t",
                   "dk", "dk_b", "dk_h", "dk_t", "dv", "dv_b", "dv_h", "dv_t", "heads", "shared",
-                  "t", "s", "size", "value_size", "scale", "window", "scratch", "area")
-_POINTERS = frozenset({"q", "k", "v", "g", "out", "lse", "delta", "dq", "dk", "dv", "scratch"})
+                  "t", "s", "size", "value_size", "scale", "window", "begins", "scratch", "area")
+_POINTERS = frozenset({"q", "k", "v", "g", "out", "lse", "delta", "dq", "dk", "dv", "begins",
+                       "scratch"})
+_NEVER = (1 << 63) - 1  # a key that no query sees: where the lanes beyond the last query begin
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Which keys a query sees.
+
+    Args:
+        causal: those up to its own position.
+        window: the last `window` of them.
+        begins: those from the position on that the operand `begins` names for each query.
+    """
+
+    causal: bool = False
+    window: bool = False
+    begins: bool = False
 
 
 def forward_scratch(size: int, value_size: int, itemsize: int) -> int:
@@ -51,11 +71,10 @@ def backward_scratch(size: int, value_size: int, itemsize: int) -> int:
 class _Writer:
     """Shared tools of the two kernels."""
 
-    def __init__(self, words: tuple[str, ...], dtype: DType, target: Target, causal: bool,
-                 window: bool) -> None:
+    def __init__(self, words: tuple[str, ...], dtype: DType, target: Target, seen: Seen) -> None:
         self.b = FunctionBuilder("void @kernel(ptr noalias %args, i64 %lo, i64 %hi, i64 %tid)",
                                  avx512=target.vector_bytes == 64)
-        self.dtype, self.causal, self.window = dtype, causal, window
+        self.dtype, self.seen = dtype, seen
         self.lanes = target.vector_bytes // dtype.itemsize
         self.e = Emitter(self.b, dtype, self.lanes)
         self.one = Emitter(self.b, dtype, 0)
@@ -70,7 +89,8 @@ class _Writer:
         if dtype.itemsize == 4:
             scale = self.b.value(f"fptrunc double {scale} to float")
         self.scale = self.e.splat(scale)
-        self.functions: dict[str, str] = {}
+        self.begins: list[str] = []  # of each vector of the chunk: the first key of each query
+        self.earliest: list[str] = []  # and of all its queries
         self.area = self.b.gep(self.word["scratch"], self.b.mul("%tid", self.word["area"]))
 
     # addresses --------------------------------------------------------------------------------
@@ -152,39 +172,63 @@ class _Writer:
         return named(body, "@kernel")
 
     # which keys -------------------------------------------------------------------------------
+    def enter(self, batch: str, first: str, valid: str) -> None:
+        """Read where the texts of a chunk's queries begin: queries [first, first + valid)."""
+        if not self.seen.begins:
+            return
+        b, e = self.b, Emitter(self.b, int64, self.lanes)
+        row = b.gep(self.word["begins"], b.add(b.mul(batch, self.word["t"]), first), "i64")
+        places = [str(i * self.lanes) for i in range(self.count)]
+        self.begins = [e.load_masked(b.gep(row, place, "i64"), self.lane_mask(place, valid),
+                                     e.const(_NEVER)) for place in places]
+        self.earliest = [e.reduce("min", x) for x in self.begins]
+
     def key_range(self, first: str, last: str) -> tuple[str, str]:
         """Keys that some query in [first, last) sees."""
         b, start, end = self.b, "0", self.word["s"]
-        if self.causal:
+        if self.seen.causal:
             end = b.minimum(end, last)
-        if self.window:
+        if self.seen.window:
             start = b.add(b.sub(first, self.word["window"]), "1")
             start = b.select(b.compare("sgt", start, "0"), start, "0")
+        if self.seen.begins:
+            earliest = self.earliest[0]
+            for other in self.earliest[1:]:
+                earliest = b.minimum(earliest, other)
+            start = b.select(b.compare("sgt", earliest, start), earliest, start)
         return start, end
 
     def visible(self, key: str, first: str, i: int) -> str | None:
         """Mask of the lanes of vector `i` (queries from `first`) that see `key`; None: all."""
-        if not self.causal and not self.window:
-            return None
-        e = Emitter(self.b, int64, self.lanes)
+        e, either = Emitter(self.b, int64, self.lanes), Emitter(self.b, bool_, self.lanes)
         query = e.add(e.splat(self.b.add(first, str(i * self.lanes))), e.lanes())
-        mask: str | None = None
-        if self.causal:
-            mask = e.le(e.splat(key), query)
-        if self.window:
-            near = e.gt(e.splat(key), e.sub(query, e.splat(self.word["window"])))
-            mask = near if mask is None else Emitter(self.b, bool_, self.lanes).and_(mask, near)
-        return mask
+        masks: list[str] = []
+        if self.seen.causal:
+            masks.append(e.le(e.splat(key), query))
+        if self.seen.window:
+            masks.append(e.gt(e.splat(key), e.sub(query, e.splat(self.word["window"]))))
+        if self.seen.begins:
+            masks.append(e.le(self.begins[i], e.splat(key)))
+        return reduce(either.and_, masks) if masks else None
 
-    def blind(self, key: str, first: str) -> str:
-        """Lanes of a chunk (whole vectors, from its first query on) that see no key from `key` on:
-        at the end of a causal chunk's keys its first queries have nothing to do."""
-        if not self.causal:
-            return "0"
-        b = self.b
-        ahead = b.sub(key, first)
-        ahead = b.select(b.compare("sgt", ahead, "0"), ahead, "0")
-        return b.sub(ahead, b.urem(ahead, str(self.lanes)))
+    def seeing(self, key: str, keys: str, first: str) -> tuple[str, str]:
+        """Lanes [start, stop) of a chunk (whole vectors) that see some of a block of keys.
+
+        The first queries of a chunk see nothing of a causal chunk's last keys, its last queries
+        nothing of the keys before their text.
+        """
+        b, start, stop = self.b, "0", str(CHUNK)
+        if self.seen.causal:
+            ahead = b.sub(key, first)
+            ahead = b.select(b.compare("sgt", ahead, "0"), ahead, "0")
+            start = b.sub(ahead, b.urem(ahead, str(self.lanes)))
+        if self.seen.begins:
+            end, stop = b.add(key, keys), start
+            for i, earliest in enumerate(self.earliest):
+                inside = b.compare("slt", earliest, end)
+                stop = b.select(inside, str((i + 1) * self.lanes), stop)
+            stop = b.select(b.compare("sgt", stop, start), stop, start)
+        return start, stop
 
     @contextmanager
     def key_blocks(self, start: str, end: str) -> Iterator[tuple[str, str]]:
@@ -270,10 +314,10 @@ def _tile(dtype: DType, lanes: int, rows: int, vectors: int, masked: bool) -> Fu
     return b
 
 
-def forward_source(dtype: DType, target: Target, causal: bool, window: bool) -> KernelSource:
+def forward_source(dtype: DType, target: Target, seen: Seen) -> KernelSource:
     """The kernel of `attention`; its index space is batch x heads x chunks of queries."""
-    f = _Writer(FORWARD_WORDS, dtype, target, causal, window)
-    b, w, e = f.b, f.word, f.e
+    f = _Writer(FORWARD_WORDS, dtype, target, seen)
+    b, w = f.b, f.word
     chunks = b.udiv(b.add(w["t"], str(CHUNK - 1)), str(CHUNK))
     qt, ot, st = f.carve(w["size"]), f.carve(w["value_size"]), f.carve(str(KEYS))
     top, total = f.carve("1"), f.carve("1")
@@ -288,29 +332,39 @@ def forward_source(dtype: DType, target: Target, causal: bool, window: bool) -> 
         f.fill(ot, w["value_size"], 0.0)
         f.fill(top, "1", float("-inf"))
         f.fill(total, "1", 0.0)
+        f.enter(batch, first, valid)
         start, end = f.key_range(first, b.add(first, valid))
         with f.key_blocks(start, end) as (key, keys):
-            skip = f.blind(key, first)
-            seeing = b.sub(str(CHUNK), skip)
+            skip, stop = f.seeing(key, keys, first)
+            seeing = b.sub(stop, skip)
             f.product(keys, seeing, w["size"], (f.at(k, b.mul(key, w["k_t"])), w["k_t"], "1"),
                       (f.at(qt, skip), str(CHUNK)), (f.at(st, skip), str(CHUNK)), False)
-            _online_softmax(f, st, key, keys, (first, skip), top, total, ot)
+            _online_softmax(f, st, key, keys, (first, skip, stop), top, total, ot)
             f.product(w["value_size"], seeing, keys,
                       (f.at(v, b.mul(key, w["v_t"])), "1", w["v_t"]), (f.at(st, skip), str(CHUNK)),
                       (f.at(ot, skip), str(CHUNK)), True)
         _finish_forward(f, (batch, head), first, valid, top, total, ot)
-    _ = e
     return f.module()
 
 
-def _online_softmax(f: _Writer, st: str, key: str, keys: str, lanes: tuple[str, str], top: str,
-                    total: str, ot: str) -> None:
-    """st becomes exp(scale * st - maximum so far); the sums and O^T so far are scaled to match.
-    `lanes`: the chunk's first query, and how many lanes see nothing here."""
-    first, skip = lanes
+def _each_seeing(f: _Writer, skip: str, stop: str) -> Iterator[int]:
+    """Write what follows for each vector of lanes, to be run where it is within [skip, stop)."""
     for i in range(f.count):
-        with f.b.when(f.b.compare("sle", skip, str(i * f.lanes))):
-            _softmax_vector(f, i, st, key, keys, first, (top, total, ot))
+        place = str(i * f.lanes)
+        inside = f.b.compare("sle", skip, place)
+        if stop != str(CHUNK):
+            inside = f.b.value(f"and i1 {inside}, {f.b.compare('slt', place, stop)}")
+        with f.b.when(inside):
+            yield i
+
+
+def _online_softmax(f: _Writer, st: str, key: str, keys: str, lanes: tuple[str, str, str],
+                    top: str, total: str, ot: str) -> None:
+    """st becomes exp(scale * st - maximum so far); the sums and O^T so far are scaled to match.
+    `lanes`: the chunk's first query, and the lanes that see something here, from and to."""
+    first, skip, stop = lanes
+    for i in _each_seeing(f, skip, stop):
+        _softmax_vector(f, i, st, key, keys, first, (top, total, ot))
 
 
 def _softmax_vector(f: _Writer, i: int, st: str, key: str, keys: str, first: str,
@@ -370,9 +424,9 @@ def _finish_forward(f: _Writer, item: tuple[str, str], first: str, valid: str, t
     f.transpose_out(out, w["out_t"], ot, w["value_size"], valid)
 
 
-def backward_source(dtype: DType, target: Target, causal: bool, window: bool) -> KernelSource:
+def backward_source(dtype: DType, target: Target, seen: Seen) -> KernelSource:
     """The kernel of `attention_grad`; its index space is batch x key heads."""
-    f = _Writer(BACKWARD_WORDS, dtype, target, causal, window)
+    f = _Writer(BACKWARD_WORDS, dtype, target, seen)
     b, w = f.b, f.word
     qt, gt, dqt = f.carve(w["size"]), f.carve(w["value_size"]), f.carve(w["size"])
     pt, dst = f.carve(str(KEYS)), f.carve(str(KEYS))
@@ -395,17 +449,18 @@ def backward_source(dtype: DType, target: Target, causal: bool, window: bool) ->
             f.transpose_in(gt, g, w["g_t"], w["value_size"], valid)
             _statistics(f, row, valid, lse, delta)
             f.fill(dqt, w["size"], 0.0)
+            f.enter(batch, first, valid)
             start, end = f.key_range(first, b.add(first, valid))
             with f.key_blocks(start, end) as (key, keys):
                 kk, vv = f.at(k, b.mul(key, w["k_t"])), f.at(v, b.mul(key, w["v_t"]))
-                skip = f.blind(key, first)
-                seeing, left = b.sub(str(CHUNK), skip), b.sub(valid, skip)
+                skip, stop = f.seeing(key, keys, first)
+                seeing, left = b.sub(stop, skip), b.sub(b.minimum(valid, stop), skip)
                 scores, slopes = f.at(pt, skip), f.at(dst, skip)
                 f.product(keys, seeing, w["size"], (kk, w["k_t"], "1"),
                           (f.at(qt, skip), str(CHUNK)), (scores, str(CHUNK)), False)
                 f.product(keys, seeing, w["value_size"], (vv, w["v_t"], "1"),
                           (f.at(gt, skip), str(CHUNK)), (slopes, str(CHUNK)), False)
-                _weights(f, pt, dst, key, keys, (first, skip), lse, delta)
+                _weights(f, pt, dst, key, keys, (first, skip, stop), lse, delta)
                 f.product(keys, w["value_size"], left, (scores, str(CHUNK), "1"),
                           (f.at(g, b.mul(skip, w["g_t"])), w["g_t"]),
                           (f.at(dv, b.mul(key, w["dv_t"])), w["dv_t"]), True)
@@ -437,21 +492,20 @@ def _statistics(f: _Writer, row: str, valid: str, lse: str, delta: str) -> None:
             f.store(value, target, place)
 
 
-def _weights(f: _Writer, pt: str, dst: str, key: str, keys: str, lanes: tuple[str, str], lse: str,
-             delta: str) -> None:
+def _weights(f: _Writer, pt: str, dst: str, key: str, keys: str, lanes: tuple[str, str, str],
+             lse: str, delta: str) -> None:
     """pt: scores to weights; dst: their cotangents to those of the scores, scale included."""
     b, e = f.b, f.e
-    first, skip = lanes
-    for i in range(f.count):
+    first, skip, stop = lanes
+    for i in _each_seeing(f, skip, stop):
         place = str(i * f.lanes)
-        with b.when(b.compare("sle", skip, place)):
-            shift, subtract = f.load(lse, place), f.load(delta, place)
-            with b.loop("0", keys) as j:
-                p_row, d_row = (f.at(x, b.mul(j, str(CHUNK))) for x in (pt, dst))
-                p = e.exp(e.sub(e.mul(f.load(p_row, place), f.scale), shift))
-                mask = f.visible(b.add(key, j), first, i)
-                if mask is not None:
-                    p = e.select(mask, p, e.const(0))
-                f.store(p, p_row, place)
-                d = e.mul(p, e.sub(f.load(d_row, place), subtract))
-                f.store(e.mul(d, f.scale), d_row, place)
+        shift, subtract = f.load(lse, place), f.load(delta, place)
+        with b.loop("0", keys) as j:
+            p_row, d_row = (f.at(x, b.mul(j, str(CHUNK))) for x in (pt, dst))
+            p = e.exp(e.sub(e.mul(f.load(p_row, place), f.scale), shift))
+            mask = f.visible(b.add(key, j), first, i)
+            if mask is not None:
+                p = e.select(mask, p, e.const(0))
+            f.store(p, p_row, place)
+            d = e.mul(p, e.sub(f.load(d_row, place), subtract))
+            f.store(e.mul(d, f.scale), d_row, place)

@@ -135,7 +135,7 @@ def _assembled(order: list[Node]) -> set[int]:
 
 def _readable(node: Node, position: int) -> Node:
     """An operand of attention: q, k, v and g through strides, the statistics in order."""
-    if position in (3, 5):
+    if position in (3, 5) or node.dtype is int64:
         return _in_memory(node)
     return node if rows_of(node) is not None else copy(node)
 

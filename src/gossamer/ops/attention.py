@@ -37,7 +37,7 @@ def _statistics_dtype(dtype: DType) -> DType:
 
 
 def _attention_type(op: Op, q: Node, k: Node, v: Node, *extras: Node, mask: bool, start: bool,
-                    causal: bool, window: int, scale: float,
+                    causal: bool, window: int, scale: float, begins: bool = False,
                     rows_first: bool = False) -> list[Type]:
     """`rows_first` (set by the compiler): result 0 is (..., T, H, V), as projections want it."""
     inputs = (q, k, v, *extras)
@@ -53,18 +53,23 @@ def _attention_type(op: Op, q: Node, k: Node, v: Node, *extras: Node, mask: bool
         raise shape_error(op, inputs, "key and value must agree in heads and length, query and "
                           "key in size, and key heads must divide query heads",
                           "Check the projections.")
-    if len(extras) != mask + start:
-        raise shape_error(op, inputs, f"mask={mask}, start={start} need {mask + start} operands "
-                          "more", "Pass them behind the value.")
+    if len(extras) != mask + start + begins:
+        raise shape_error(op, inputs, f"mask={mask}, start={start}, begins={begins} need "
+                          f"{mask + start + begins} operands more", "Pass them behind the value.")
     rows = q.shape[:-1]
     seen = (*rows, k.shape[-2])
     if mask and (extras[0].shape != seen or extras[0].dtype not in (bool_, q.dtype)):
         raise shape_error(op, inputs, f"the mask must be bool or {q.dtype.name} of shape {seen}",
                           "Expand it.")
-    if start and (extras[-1].dtype is not int64
-                  or extras[-1].shape != q.shape[:extras[-1].ndim] or extras[-1].ndim > q.ndim - 3):
+    first = extras[mask] if start else None
+    if first is not None and (first.dtype is not int64 or first.shape != q.shape[:first.ndim]
+                              or first.ndim > q.ndim - 3):
         raise shape_error(op, inputs, "start must be int64 with a shape that leads the batch axes",
                           "Pass one position, or one for each sequence.")
+    each = (*q.shape[:-3], q.shape[-2])
+    if begins and (extras[-1].dtype is not int64 or extras[-1].shape != each):
+        raise shape_error(op, inputs, f"begins must be int64 of shape {each}",
+                          "Pass the first key that each query sees.")
     shape = (*rows, v.shape[-1])
     return [(_rows_first(shape) if rows_first else shape, q.dtype),
             (rows, _statistics_dtype(q.dtype))]
@@ -76,9 +81,11 @@ def _rows_first(shape: Shape) -> Shape:
     return (*lead, rows, heads, size)
 
 
-def _visible(q: Node, k: Node, start: Node | None, causal: bool, window: int) -> Node | None:
-    """bool (..., H, T, S): key j is at most query i's position, and not `window` or more behind."""
-    if not causal and not window:
+def _visible(q: Node, k: Node, start: Node | None, begins: Node | None, causal: bool,
+             window: int) -> Node | None:
+    """bool (..., H, T, S): key j is at most query i's position, not `window` or more behind, and
+    not before `begins[i]`."""
+    if not causal and not window and begins is None:
         return None
     shape = (*q.shape[:-1], k.shape[-2])
     ndim = len(shape)
@@ -90,6 +97,10 @@ def _visible(q: Node, k: Node, start: Node | None, causal: bool, window: int) ->
     if window:
         near = gt(key, sub(place, constant(window, place)))
         seen = near if seen is None else mul(seen, near)
+    if begins is not None:
+        first = broadcast(begins, shape=shape, axes=(ndim - 3, ndim - 1))
+        own = le(first, key)
+        seen = own if seen is None else mul(seen, own)
     return seen
 
 
@@ -127,7 +138,7 @@ def _rows_to_keys(p: Node, x: Node, heads: int) -> Node:
 
 
 def _scores(q: Node, k: Node, extras: tuple[Node, ...], *, mask: bool, start: bool, causal: bool,
-            window: int, scale: float) -> Node:
+            window: int, scale: float, begins: bool = False) -> Node:
     """Masked scores in the dtype of statistics."""
     s = scaled(to_dtype(_rows_with_keys(q, k), _statistics_dtype(q.dtype)), scale)
     hidden = constant(NEG_INF, s)
@@ -135,7 +146,8 @@ def _scores(q: Node, k: Node, extras: tuple[Node, ...], *, mask: bool, start: bo
         s = where(extras[0], s, hidden)
     elif mask:
         s = add(s, to_dtype(extras[0], s.dtype))
-    seen = _visible(q, k, extras[-1] if start else None, causal, window)
+    seen = _visible(q, k, extras[mask] if start else None, extras[-1] if begins else None, causal,
+                    window)
     return s if seen is None else where(seen, s, hidden)
 
 
@@ -181,10 +193,11 @@ def _attention_vjp(g: tuple[Node | None, Node | None], y: Node, q: Node, k: Node
 def _attention_batch(op: Op, size: int, *inputs: Node, **attrs: Any) -> Node:
     """Attention has any number of leading axes; a start for all stays one."""
     if attrs["start"]:
-        start = inputs[-1]
+        at = len(inputs) - 1 - attrs.get("begins", False)
+        start = inputs[at]
         if start.op is broadcast and start.attrs["axes"] == (0,) and start.ndim == 1:
             start = start.inputs[0]
-        inputs = (*inputs[:-1], start)
+        inputs = (*inputs[:at], start, *inputs[at + 1:])
     return op(*inputs, **attrs)
 
 
@@ -208,25 +221,31 @@ def _cases(rng: np.random.Generator) -> list[tuple[tuple[np.ndarray, ...], dict[
         ((*qkv((1,), 2, 1, 3, 4), rng.normal(size=(1, 2, 3, 4))), {**plain, "mask": True}),
         ((*qkv((2,), 1, 1, 2, 6), np.array(3)), {**plain, "start": True, "causal": True}),
         ((*qkv((2,), 1, 1, 2, 6), np.array([1, 4])),
-         {**plain, "start": True, "causal": True, "window": 2})]
+         {**plain, "start": True, "causal": True, "window": 2}),
+        ((*qkv((2,), 2, 1, 4, 4), np.array([[0, 0, 2, 2], [0, 1, 1, 3]])),
+         {**plain, "causal": True, "begins": True}),
+        ((*qkv((2,), 1, 1, 2, 6), np.array([1, 4]), np.array([[0, 1], [3, 5]])),
+         {**plain, "start": True, "causal": True, "begins": True})]
 
 
 attention: Op = composite(
     "attention",
     "softmax(q.k^T * scale + mask).v for each head, and the log-sum-exp of each row. Keys behind "
-    "position start + i (causal), or `window` or more before it, are not seen by query i.",
+    "position start + i (causal), `window` or more before it, or before begins[i] are not seen by "
+    "query i.",
     infer=_attention_type, body=_attention, vjp=_attention_vjp, batch=_attention_batch,
     promote="none", cost=100.0, onnx="Attention-23",
     samples=lambda rng: [*(Sample(inputs, attrs) for inputs, attrs in _cases(rng)), _blind(rng)])
 
 
 def scaled_dot_product_attention(q: Node, k: Node, v: Node, mask: Node | None = None,
-                                 start: Node | None = None, *, causal: bool, scale: float,
-                                 window: int = 0) -> Node:
+                                 start: Node | None = None, begins: Node | None = None, *,
+                                 causal: bool, scale: float, window: int = 0) -> Node:
     """The first result of `attention`: (..., H, T, V)."""
-    extras = tuple(x for x in (mask, start) if x is not None)
+    extras = tuple(x for x in (mask, start, begins) if x is not None)
+    own = {"begins": True} if begins is not None else {}
     return PICK(attention(q, k, v, *extras, mask=mask is not None, start=start is not None,
-                          causal=causal, window=window, scale=scale), index=0)
+                          causal=causal, window=window, scale=scale, **own), index=0)
 
 
 # the backward pass -------------------------------------------------------------------------------

@@ -27,7 +27,8 @@ __all__ = ["multi_head_attention_forward", "scaled_dot_product_attention"]
 def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor,
                                  attn_mask: Tensor | None = None, dropout_p: float = 0.0,
                                  is_causal: bool = False, scale: float | None = None,
-                                 enable_gqa: bool = False) -> Tensor:
+                                 enable_gqa: bool = False, *, window: int = 0,
+                                 begins: Tensor | None = None) -> Tensor:
     """softmax(q·kᵀ·scale + mask)·v.
 
     Args:
@@ -37,6 +38,9 @@ def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor,
         is_causal: position t sees positions up to t only.
         scale: default 1/√K.
         enable_gqa: Hk may divide H; each key head serves H/Hk query heads.
+        window: position t sees the last so many up to its own only (0: all).
+        begins: (…, T) int64: position t sees those from begins[t] on only, where several texts
+            share a row. This and `window` are Gossamer's own, and exclude dropout.
 
     Returns:
         (…, H, T, V).
@@ -44,10 +48,13 @@ def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor,
     if attn_mask is not None and is_causal:
         raise ValueError("scaled_dot_product_attention: explicit attn_mask should not be set when "
                          "is_causal=True. Fold the causal mask into attn_mask.")
+    if dropout_p != 0.0 and (window or begins is not None):
+        raise ValueError(f"scaled_dot_product_attention(dropout_p={dropout_p}): window and begins "
+                         "are for attention without dropout. Pass an attn_mask instead.")
     if dropout_p == 0.0:
         return gf.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask,
                                                is_causal=is_causal, scale=scale,
-                                               enable_gqa=enable_gqa)
+                                               enable_gqa=enable_gqa, window=window, begins=begins)
     if enable_gqa:
         times = query.shape[-3] // key.shape[-3]
         key, value = (t.repeat_interleave(times, -3) for t in (key, value))
