@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from gossamer.chat import formats
+from gossamer.chat import document, formats
 from gossamer.chat.corpus import Corpus, find_shards, is_measured
 from gossamer.chat.formats import Document, text_of
 from gossamer.chat.look import show_data, show_mask, show_tasks
@@ -35,13 +35,20 @@ def write(folder: Path, name: str) -> Path:
         pyarrow = pytest.importorskip("pyarrow")
         from pyarrow import parquet
         table = pyarrow.table({"id": list(range(len(LINES))), "text": LINES})
-        parquet.write_table(table, path, row_group_size=40)
+        parquet.write_table(table, path, row_group_size=40, write_page_checksum=True)
+    elif path.suffix == ".arrow":
+        pyarrow = pytest.importorskip("pyarrow")
+        table = pyarrow.table({"id": list(range(len(LINES))), "text": LINES})
+        new = pyarrow.ipc.new_stream if path.stem == "stream" else pyarrow.ipc.new_file
+        with new(str(path), table.schema) as writer:
+            writer.write_table(table, max_chunksize=40)
     else:
         path.write_text("<|endoftext|>\n\n".join(LINES))
     return path
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a.md", "a.jsonl", "a.parquet"])
+@pytest.mark.parametrize(
+    "name", ["a.txt", "a.md", "a.jsonl", "a.parquet", "a.arrow", "stream.arrow"])
 def test_an_epoch_has_every_document_once(tmp_path: Path, name: str) -> None:
     corpus = Corpus(find_shards([write(tmp_path, name)]), seed=3)
     held_out = [line for line in LINES if is_measured(line)]
@@ -56,7 +63,7 @@ def test_an_epoch_has_every_document_once(tmp_path: Path, name: str) -> None:
     assert set(corpus.sample(1 << 20)) == set(LINES) - set(held_out)
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.parquet"])
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.parquet", "a.arrow"])
 @pytest.mark.parametrize("before", [0, 1, 57, 699, 1500])
 def test_it_goes_on_where_it_stood(tmp_path: Path, name: str, before: int) -> None:
     shards = find_shards([write(tmp_path, name)])
@@ -100,13 +107,74 @@ def test_rows_are_texts_pairs_or_conversations(tmp_path: Path) -> None:
     ]
 
 
+def test_a_row_without_words_is_no_document(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+    (tmp_path / "a.jsonl").write_text('{"text": ""}\n\n{"text": null}\n{"text": " \\n"}\n')
+    parquet.write_table(pyarrow.table({"text": ["", None, "b", "  "]}), tmp_path / "a.parquet")
+    lines, table = find_shards([tmp_path])
+    assert (lines.documents, table.documents) == (0, 1)
+    with pytest.raises(DataError, match="no document is in there"):
+        find_shards([tmp_path / "a.jsonl"])
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "arrow"])
+def test_long_rows_are_cut_counted_and_not_lost(tmp_path: Path, kind: str) -> None:
+    words = [f"word{i}" for i in range(5000)]
+    rows = [" ".join(words[:100]), " ".join(words), "\n".join(words[:2000]), "x" * 10_000]
+    path = tmp_path / f"a.{kind}"
+    if kind == "jsonl":
+        path.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    else:
+        pyarrow = pytest.importorskip("pyarrow")
+        from pyarrow import feather, parquet
+        table = pyarrow.table({"text": rows})
+        (parquet.write_table if kind == "parquet" else feather.write_feather)(table, path)
+    shard, = find_shards([path])
+    assert shard.split == 3
+    documents = [text_of(d) for block in shard.blocks for d in shard.format.read(path, block)]
+    assert max(map(len, documents)) <= document.LONGEST and len(documents) == shard.documents
+    kept = "".join("".join(documents).split())
+    assert kept == "".join("".join(rows).split())
+    out = io.StringIO()
+    show_data(Console(file=out, width=120), [str(path)], 0)
+    assert "3 rows are longer than 4,096 characters" in out.getvalue()
+
+
+def test_long_conversations_are_cut_between_turns(tmp_path: Path) -> None:
+    turns = [{"role": "user" if i % 2 == 0 else "assistant", "content": f"{i} " + "word " * 150}
+             for i in range(40)]
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"messages": turns}))
+    shard, = find_shards([path])
+    parts = shard.format.read(path, shard.blocks[0])
+    assert shard.split == 1 and len(parts) == 10
+    assert [message for part in parts for message in part] == turns
+    assert all(part[0]["role"] == "user" and part[-1]["role"] == "assistant" for part in parts)
+
+
+def test_a_large_group_of_a_table_is_read_in_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+    monkeypatch.setattr(formats, "TABLE_BLOCK", 3000)
+    parquet.write_table(pyarrow.table({"text": LINES}), tmp_path / "a.parquet", row_group_size=300)
+    shard, = find_shards([tmp_path / "a.parquet"])
+    bounds = [(block.start, block.end) for block in shard.blocks]
+    assert len(bounds) > 8 and {300, 600} <= {end for _, end in bounds}
+    assert [start for start, _ in bounds] == [0, *(end for _, end in bounds[:-1])]
+    read = [d for block in shard.blocks for d in shard.format.read(shard.path, block)]
+    assert read == LINES
+
+
 def test_long_text_is_cut_and_nothing_is_lost(tmp_path: Path) -> None:
     words = [f"word{i}" for i in range(20_000)]
     path = tmp_path / "book.txt"
     path.write_text(" ".join(words[:9000]) + "\n\n" + "\n".join(words[9000:]))
     shard, = find_shards([path])
     documents = [d for block in shard.blocks for d in shard.format.read(path, block)]
-    assert all(len(text_of(d)) <= formats.LONGEST for d in documents) and len(documents) > 30
+    assert all(len(text_of(d)) <= document.LONGEST for d in documents) and len(documents) > 30
     assert " ".join(map(text_of, documents)).split() == words
 
 
@@ -124,6 +192,16 @@ BAD = {
     "turns.jsonl": (b'{"messages": [{"role": "user", "content": "a"}]}', "must end with"),
     "first.jsonl": (b'{"messages": [{"role": "assistant", "content": "a"}]}', "must be the user"),
     "cut.parquet": (b"PAR1 and then nothing", "no Parquet file, or is cut short"),
+    "empty.parquet": (b"", "no Parquet file, or is cut short"),
+    "text.parquet": (b"only text\n" * 100, "no Parquet file, or is cut short"),
+    "empty.arrow": (b"", "no Arrow file, or is cut short"),
+    "cut.arrow": (b"ARROW1\0\0 and then nothing", "no Arrow file, or is cut short"),
+    "text.arrow": (b"only text\n" * 100, "no Arrow file, or is cut short"),
+    "empty.jsonl": (b"", "no document is in there"),
+    "wide.txt": ("text".encode("utf-16"), "zero byte at byte 3"),
+    "deep.jsonl": (b"[" * 100_000, "line 1: it is no JSON"),
+    "text.jsonl": (b'{"text": 5}\n', "fields are 'text'"),
+    "null.jsonl": (b'{"messages": [{"role": "user", "content": null}]}', "needs a 'role'"),
     "thing.bin": (b"abc", "of kind .bin"),
 }
 
@@ -131,7 +209,7 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_files_are_named_with_the_place(tmp_path: Path, name: str) -> None:
     data, words = BAD[name]
-    if name.endswith("parquet"):
+    if name.endswith(("parquet", "arrow")):
         pytest.importorskip("pyarrow")
     (tmp_path / name).write_bytes(data)
     with pytest.raises(DataError, match=words) as raised:
@@ -139,13 +217,24 @@ def test_bad_files_are_named_with_the_place(tmp_path: Path, name: str) -> None:
     assert name in str(raised.value) and "\n" not in str(raised.value)
 
 
-def test_a_damaged_row_group_is_found_before_training(tmp_path: Path) -> None:
-    path = write(tmp_path, "a.parquet")
+@pytest.mark.parametrize(("name", "damage"), [
+    ("a.parquet", "one bit"),  # Arrow files have no checksums
+    *((name, damage) for name in ("a.parquet", "a.arrow", "stream.arrow")
+      for damage in ("overwritten", "half", "no end")),
+])
+def test_a_damaged_table_is_found_before_training(tmp_path: Path, name: str, damage: str) -> None:
+    path = write(tmp_path, name)
     data = bytearray(path.read_bytes())
-    data[200:3000] = b"\xaa" * 2800
+    if damage == "overwritten":
+        data[200:3000] = b"\xaa" * 2800
+    elif damage == "one bit":
+        data[400] ^= 1
+    else:
+        del data[len(data) // 2 if damage == "half" else -9:]
     path.write_bytes(bytes(data))
-    with pytest.raises(DataError, match="no Parquet file, or is cut short"):
+    with pytest.raises(DataError, match="file, or is cut short or damaged") as raised:
         find_shards([path])
+    assert "\n" not in str(raised.value)
 
 
 def test_a_table_without_a_text_is_refused(tmp_path: Path) -> None:
@@ -168,6 +257,29 @@ def test_missing_and_changed_files(tmp_path: Path) -> None:
         [corpus.next() for _ in range(700)]
     with pytest.raises(DataError, match="blocks and now have"):
         Corpus(find_shards([path])).load_state(corpus.state())
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.parquet"])
+def test_a_file_that_was_edited_is_noticed(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path, name)
+    corpus, before = Corpus(find_shards([path])), LINES[350]
+    state = corpus.state()
+    LINES[350] = before.replace("is", "IS")
+    write(tmp_path, name)
+    LINES[350] = before
+    with pytest.raises(DataError, match="changed while it was in use"):
+        [corpus.next() for _ in range(700)]
+    with pytest.raises(DataError, match="not what it was when the run began"):
+        Corpus(find_shards([path])).load_state(state)
+
+
+def test_patterns(tmp_path: Path) -> None:
+    for name in ("a1.txt", "a2.txt", "b.txt", "a[1].md"):
+        (tmp_path / name).write_text("hello")
+    assert [s.path.name for s in find_shards([tmp_path / "a?.txt"])] == ["a1.txt", "a2.txt"]
+    assert [s.path.name for s in find_shards([tmp_path / "a[1].md"])] == ["a[1].md"]
+    with pytest.raises(DataError, match="no file fits this pattern"):
+        find_shards([tmp_path / "c*.txt"])
 
 
 def test_a_corpus_of_held_out_documents_only(tmp_path: Path) -> None:

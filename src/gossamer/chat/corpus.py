@@ -1,9 +1,9 @@
 """Documents from a person's own files, in an endless order that can be resumed. Layer 7.
 
 A file is surveyed once: it is checked from end to end and cut into blocks of some hundred
-documents. An epoch is a permutation of all blocks, and of the documents in each; so the place in
-the corpus is three numbers, and a run that goes on reads exactly what it would have read. A
-fixed share of the documents, chosen by their content, is held out for measuring.
+documents, each with a sum. An epoch is a permutation of all blocks, and of the documents in each;
+so the place in the corpus is three numbers, and a run that goes on reads exactly what it would have
+read. A fixed share of the documents, chosen by their content, is held out for measuring.
 
 Source: blocks in random order instead of a shuffle buffer, which cannot be resumed cheaply, are the
 order of WebDataset and of MosaicML's StreamingDataset.
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
+from zlib import crc32
 
 from rich.console import Console
 
@@ -49,6 +50,11 @@ class Shard:
     documents: int
     size: int
     address: str = ""
+
+    @property
+    def split(self) -> int:
+        """How many rows were longer than a document may be and were cut in pieces."""
+        return sum(block.split for block in self.blocks)
 
     @property
     def name(self) -> str:
@@ -154,6 +160,7 @@ class Corpus:
     def __init__(self, shards: Sequence[Shard], seed: int = 0) -> None:
         self.shards, self.seed = list(shards), seed
         self._blocks = [(s, b) for s in self.shards for b in s.blocks]
+        self._sum = crc32(repr([b.sum for _, b in self._blocks]).encode())
         self.epoch = 0
         self._block, self._place = 0, 0  # in the epoch's order, in the block's order
         self._order: list[int] = []
@@ -169,6 +176,11 @@ class Corpus:
     def size(self) -> int:
         """Bytes of text."""
         return sum(shard.size for shard in self.shards)
+
+    @property
+    def split(self) -> int:
+        """How many rows were longer than a document may be and were cut in pieces."""
+        return sum(shard.split for shard in self.shards)
 
     def next(self) -> Document:
         """The next document.
@@ -193,7 +205,7 @@ class Corpus:
     def state(self) -> dict[str, Any]:
         """Where it stands, as plain JSON values."""
         return {"epoch": self.epoch, "block": self._block, "place": self._place,
-                "blocks": len(self._blocks)}
+                "blocks": len(self._blocks), "sum": self._sum}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on where `state()` was taken.
@@ -205,6 +217,10 @@ class Corpus:
             raise DataError(f"--data: the run's files had {state['blocks']} blocks and now have "
                             f"{len(self._blocks)}; a resumed run needs the files it began with. "
                             "Put them back, or start a new run.")
+        if state.get("sum", self._sum) != self._sum:  # checkpoints of before have none
+            raise DataError("--data: the text of the run's files is not what it was when the run "
+                            "began; a resumed run reads what it would have read. Put the files "
+                            "back as they were, or start a new run.")
         self.epoch, self._block = state["epoch"], state["block"]
         self._open_epoch(self._block)
         self._place = state["place"]

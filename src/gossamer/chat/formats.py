@@ -1,33 +1,29 @@
 """How each kind of file is cut into documents: one record a kind. Layer 7.
 
 A record has two functions. `survey` reads a whole file, complains about everything that is wrong
-with it, and returns its blocks; `read` returns the documents of one block. Text is cut at blank
-lines, JSON lines and Parquet hold a document a row: a text, a question with its answer, or a
-conversation.
+with it, and returns its blocks; `read` returns the documents of one block, and complains if they
+are no longer those that were surveyed. Text is cut at blank lines; a line of JSON and a row of a
+table hold a text, a question with its answer, or a conversation.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from zlib import crc32
 
-from gossamer.chat.message import Message, words_of
+from gossamer.chat.document import Document, cut, row_documents, text_of
+from gossamer.chat.tables import Table, open_arrow, open_parquet
 from gossamer.core.errors import DataError
 
 __all__ = ["FORMATS", "Block", "Document", "Format", "text_of"]
 
-Document = str | tuple[Message, ...]
-
 BLOCK = 1 << 18  # bytes of a block of text or JSON lines, a few hundred documents
-LONGEST = 4096  # characters of a document cut out of plain text: several rows of a small model
+TABLE_BLOCK = 1 << 22  # bytes of text of a block of a table, whose group is decoded for each
 _LONGEST_LINE = 1 << 24  # bytes; a longer "line" is a file that is no text
 _SEPARATOR = "<|endoftext|>"  # between documents, as in TinyStories and GPT-2's sets
-_TEXT_FIELDS = ("text", "content", "story")
-_PAIRS = (("question", "answer"), ("prompt", "completion"), ("prompt", "response"),
-          ("instruction", "output"), ("input", "output"))
 
 
 @dataclass(frozen=True)
@@ -35,30 +31,63 @@ class Block:
     """A part of a file.
 
     Args:
-        start, end: where it lies: bytes of a file of text; row group and first row of a table.
+        start, end: where it lies: bytes of a file of text, rows of a table.
         documents: in it.
         size: bytes of text in it.
+        split: rows in it that are longer than a document may be and were cut.
+        sum: CRC-32 of its text.
     """
 
     start: int
     end: int
     documents: int
     size: int
+    split: int
+    sum: int
 
 
 @dataclass(frozen=True)
 class Format:
-    """How one kind of file is read; see the head of this file."""
+    """How one kind of file is read.
 
-    survey: Callable[[Path], Iterator[Block]]
-    read: Callable[[Path, Block], list[Document]]
+    Args:
+        parts: (start, end, documents, rows that were cut) of a file's parts, in order.
+        part: the same documents of the one part at (start, end).
+    """
+
+    parts: Callable[[Path], Iterator[tuple[int, int, list[Document], int]]]
+    part: Callable[[Path, int, int], list[Document]]
+
+    def survey(self, path: Path) -> Iterator[Block]:
+        """The blocks of a file, all of which has been read and found good.
+
+        Raises:
+            DataError: something is wrong; the text names the place.
+        """
+        for start, end, documents, split in self.parts(path):
+            size, checked = _size_and_sum(documents)
+            yield Block(start, end, len(documents), size, split, checked)
+
+    def read(self, path: Path, block: Block) -> list[Document]:
+        """The documents of a block.
+
+        Raises:
+            DataError: the file cannot be read any more, or has changed.
+        """
+        documents = self.part(path, block.start, block.end)
+        if _size_and_sum(documents) != (block.size, block.sum):
+            raise DataError(f"--data {path}: it changed while it was in use. Put the file back as "
+                            "it was and resume, or start a new run.")
+        return documents
 
 
-def text_of(document: Document) -> str:
-    """All words of a document."""
-    if isinstance(document, str):
-        return document
-    return "\n".join(words_of(message["content"]) for message in document)
+def _size_and_sum(documents: Sequence[Document]) -> tuple[int, int]:
+    """Bytes of text, and their CRC-32; half a surrogate pair is taken as it is."""
+    size = checked = 0
+    for document in documents:
+        data = text_of(document).encode("utf-8", "surrogatepass")
+        size, checked = size + len(data), crc32(data, checked)
+    return size, checked
 
 
 # Lines ------------------------------------------------------------------------------------------
@@ -99,74 +128,65 @@ def _decoded(path: Path, start: int, data: bytes) -> str:
                         f"`iconv -f latin1 -t utf-8`.") from None
 
 
-def _read_bytes(path: Path, block: Block) -> str:
+def _read_bytes(path: Path, start: int, end: int) -> str:
     try:
         with path.open("rb") as file:
-            file.seek(block.start)
-            data = file.read(block.end - block.start)
+            file.seek(start)
+            data = file.read(end - start)
     except OSError as error:
         raise DataError(f"--data {path}: it can no longer be read ({error.strerror}). Put it back, "
                         "then resume.") from None
-    if len(data) != block.end - block.start:
+    if len(data) != end - start:
         raise DataError(f"--data {path}: it became shorter while it was in use. Put the file back "
                         "as it was, then resume.")
-    return _decoded(path, block.start, data)
+    return _decoded(path, start, data)
 
 
 # Plain text -------------------------------------------------------------------------------------
 
 
-def _survey_text(path: Path) -> Iterator[Block]:
+def _text_parts(path: Path) -> Iterator[tuple[int, int, list[Document], int]]:
     for start, end, data in _line_blocks(path, lambda line: not line.strip()):
-        documents = _cut(_decoded(path, start, data))
-        yield Block(start, end, len(documents), sum(len(d.encode()) for d in documents))
+        yield start, end, _text_documents(_decoded(path, start, data)), 0
 
 
-def _read_text(path: Path, block: Block) -> list[Document]:
-    return list(_cut(_read_bytes(path, block)))
+def _text_part(path: Path, start: int, end: int) -> list[Document]:
+    return _text_documents(_read_bytes(path, start, end))
 
 
-def _cut(text: str) -> list[str]:
-    """Paragraphs joined up to LONGEST characters; a longer one is cut at line ends or spaces.
+def _text_documents(text: str) -> list[Document]:
+    """Paragraphs joined up to the longest document; a longer one is cut at line ends or spaces.
 
-    >>> _cut("one\\n\\ntwo<|endoftext|>three")
+    >>> _text_documents("one\\n\\ntwo<|endoftext|>three")
     ['one\\n\\ntwo', 'three']
     """
-    documents = []
-    for part in text.replace("\r\n", "\n").split(_SEPARATOR):
-        rest = part.strip()
-        while len(rest) > LONGEST:
-            places = (rest.rfind(mark, LONGEST // 2, LONGEST) for mark in ("\n\n", "\n", " "))
-            at = next((place for place in places if place > 0), LONGEST)
-            documents.append(rest[:at].rstrip())
-            rest = rest[at:].lstrip()
-        if rest:
-            documents.append(rest)
-    return documents
+    return [piece for part in text.replace("\r\n", "\n").split(_SEPARATOR) for piece in cut(part)]
 
 
 # JSON lines -------------------------------------------------------------------------------------
 
 
-def _survey_json(path: Path) -> Iterator[Block]:
+def _json_parts(path: Path) -> Iterator[tuple[int, int, list[Document], int]]:
     number = 0
     for start, end, data in _line_blocks(path, lambda line: True):
-        count = size = 0
+        documents, split = list[Document](), 0
         for line in _decoded(path, start, data).split("\n"):
             number += 1
-            if line.strip():
-                document = _json_document(line, f"--data {path}: line {number:,}")
-                count, size = count + 1, size + len(text_of(document).encode(errors="replace"))
+            found = _json_documents(line, f"--data {path}: line {number:,}")
+            documents += found
+            split += len(found) > 1
         number -= data.endswith(b"\n")  # the piece after the last line end is no line
-        yield Block(start, end, count, size)
+        yield start, end, documents, split
 
 
-def _read_json(path: Path, block: Block) -> list[Document]:
-    lines = _read_bytes(path, block).split("\n")
-    return [_json_document(line, f"--data {path}") for line in lines if line.strip()]
+def _json_part(path: Path, start: int, end: int) -> list[Document]:
+    return [document for line in _read_bytes(path, start, end).split("\n")
+            for document in _json_documents(line, f"--data {path}")]
 
 
-def _json_document(line: str, place: str) -> Document:
+def _json_documents(line: str, place: str) -> list[Document]:
+    if not line.strip():
+        return []
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -175,101 +195,38 @@ def _json_document(line: str, place: str) -> Document:
     if not isinstance(row, dict):
         raise DataError(f"{place}: {line[:40]!r} is not an object; a line looks like "
                         '{"text": "..."}.')
-    return _row_document(row, place)
+    return row_documents(row, place)
 
 
-def _row_document(row: Mapping[str, Any], place: str) -> Document:
-    """The document of one row, whatever of the known shapes it has."""
-    if isinstance(row.get("messages"), list):
-        return _conversation(row["messages"], place)
-    for name in _TEXT_FIELDS:
-        if isinstance(row.get(name), str):
-            return str(row[name])
-    for asked, answered in _PAIRS:
-        if isinstance(row.get(asked), str) and isinstance(row.get(answered), str):
-            return ({"role": "user", "content": row[asked]},
-                    {"role": "assistant", "content": row[answered]})
-    raise DataError(f"{place}: its fields are {', '.join(map(repr, row)) or 'none'}; a row needs a "
-                    "text in 'text', a list in 'messages', or a pair such as 'question' and "
-                    "'answer'. Rename them.")
+# Tables -----------------------------------------------------------------------------------------
 
 
-def _conversation(messages: list[Any], place: str) -> Document:
-    """Turns that alternate and end with the assistant; a system's words join the user's."""
-    turns, system = list[Message](), ""
-    for message in messages:
-        role = message.get("role") if isinstance(message, dict) else None
-        content = message.get("content") if isinstance(message, dict) else None
-        if role not in ("system", "user", "assistant") or not isinstance(content, str):
-            raise DataError(f"{place}: a message is {str(message)[:60]!r}; it needs a 'role' of "
-                            "system, user or assistant, and a 'content' that is text.")
-        if role == "system":
-            system += content + "\n\n"
-            continue
-        expected = "assistant" if len(turns) % 2 else "user"
-        if role != expected:
-            raise DataError(f"{place}: turn {len(turns) + 1} is the {role}'s; turns alternate and "
-                            f"begin with the user, so it must be the {expected}'s.")
-        turns.append({"role": role, "content": system + content})
-        system = ""
-    if not turns or len(turns) % 2:
-        raise DataError(f"{place}: a conversation of {len(turns)} turns; it must end with the "
-                        "assistant, whose words are what is learned.")
-    return tuple(turns)
+def _table_format(open_table: Callable[[Path], Table]) -> Format:
+    def parts(path: Path) -> Iterator[tuple[int, int, list[Document], int]]:
+        table = open_table(path)
+        for start, end in table.bounds():
+            documents, split, size = list[Document](), 0, 0
+            for row, found in enumerate(table.documents(start, end), start):
+                documents += found
+                split += len(found) > 1
+                size += sum(len(text_of(document)) for document in found)
+                if size >= TABLE_BLOCK:
+                    yield start, row + 1, documents, split
+                    start, documents, split, size = row + 1, [], 0, 0
+            if start < end:
+                yield start, end, documents, split
+
+    def part(path: Path, start: int, end: int) -> list[Document]:
+        return [d for found in open_table(path).documents(start, end) for d in found]
+
+    return Format(parts, part)
 
 
-# Parquet ----------------------------------------------------------------------------------------
-
-
-def _parquet(path: Path) -> Any:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ModuleNotFoundError:
-        raise DataError(f"--data {path}: Parquet files need the package pyarrow; "
-                        "`pip install pyarrow` installs it.") from None
-    try:
-        return parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise _broken(path, error) from None
-
-
-def _broken(path: Path, error: Exception) -> DataError:
-    return DataError(f"--data {path}: it is no Parquet file, or is cut short ({error}). Fetch it "
-                     "again, or leave it out.")
-
-
-def _survey_parquet(path: Path) -> Iterator[Block]:
-    file = _parquet(path)
-    row = 0
-    for group in range(file.metadata.num_row_groups):
-        documents = _read_group(path, file, group, row)
-        size = sum(len(text_of(d).encode(errors="replace")) for d in documents)
-        yield Block(group, row, len(documents), size)
-        row += file.metadata.row_group(group).num_rows
-
-
-def _read_parquet(path: Path, block: Block) -> list[Document]:
-    return _read_group(path, _parquet(path), block.start, block.end)
-
-
-def _read_group(path: Path, file: Any, group: int, first: int) -> list[Document]:
-    wanted = {"messages", *_TEXT_FIELDS, *(name for pair in _PAIRS for name in pair)}
-    names = [name for name in file.schema_arrow.names if name in wanted]
-    if not names:
-        raise DataError(f"--data {path}: its columns are "
-                        f"{', '.join(file.schema_arrow.names) or 'none'}; one must be 'text', "
-                        "'messages', or a pair such as 'question' and 'answer'. Rename them.")
-    try:
-        rows = file.read_row_group(group, columns=names).to_pylist()
-    except Exception as error:  # pyarrow raises OSError, ArrowException and bare ones for damage
-        raise _broken(path, error) from None
-    return [_row_document(row, f"--data {path}: row {first + i:,}") for i, row in enumerate(rows)]
-
-
+_TEXT = Format(_text_parts, _text_part)
 FORMATS: Mapping[str, Format] = {
-    ".txt": Format(_survey_text, _read_text),
-    ".md": Format(_survey_text, _read_text),
-    ".jsonl": Format(_survey_json, _read_json),
-    ".parquet": Format(_survey_parquet, _read_parquet),
+    ".txt": _TEXT,
+    ".md": _TEXT,
+    ".jsonl": Format(_json_parts, _json_part),
+    ".parquet": _table_format(open_parquet),
+    ".arrow": _table_format(open_arrow),
 }

@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from gossamer.chat.corpus import Corpus, Shard, find_shards, is_measured
+from gossamer.chat.document import LONGEST, Document, text_of
 from gossamer.chat.evaluate import to_conversation
-from gossamer.chat.formats import Document, text_of
 from gossamer.chat.message import pieces_of, shown
 from gossamer.chat.task import sample
 from gossamer.chat.tasks import TASKS
@@ -46,16 +46,20 @@ def show_data(console: Console, paths: Sequence[str], documents: int) -> None:
         DataError: as `find_shards`.
     """
     shards = find_shards(paths, console)
-    table = Table("file", "documents", "MB of text")
+    table = Table("file", "documents", "MB of text", "cut")
     for shard in shards[:_SHARDS_SHOWN]:
-        table.add_row(Text(shard.name), f"{shard.documents:,}", f"{shard.size / 1e6:.2f}")
+        table.add_row(Text(shard.name), f"{shard.documents:,}", f"{shard.size / 1e6:.2f}",
+                      f"{shard.split:,}" if shard.split else "")
     if len(shards) > _SHARDS_SHOWN:
-        table.add_row(f"... and {len(shards) - _SHARDS_SHOWN} more", "", "")
+        table.add_row(f"... and {len(shards) - _SHARDS_SHOWN} more", "", "", "")
     console.print(table)
     corpus = Corpus(shards)
     held_out = sum(is_measured(d) for shard in shards for d in _documents(shard))
     console.print(f"{corpus.documents:,} documents, {corpus.size / 1e6:.2f} MB of text; "
                   f"{held_out:,} of them are held out for measuring.", highlight=False)
+    if corpus.split:
+        console.print(f"{corpus.split:,} rows are longer than {LONGEST:,} characters; each is read "
+                      "in pieces, nothing of it is lost.", highlight=False)
     for _ in range(min(documents, corpus.documents - held_out)):
         text = " ".join(visible(text_of(corpus.next())).split())
         console.print(Text(f"- {text[:_PREVIEW]}{'…' if len(text) > _PREVIEW else ''}"))

@@ -403,9 +403,10 @@ def _data_line(trainer: Trainer, corpus: Corpus) -> str:
     """What was read of a person's own files, and how well what was not read is foretold."""
     measured = corpus.measured(_MEASURED_BYTES)
     bits = bits_per_byte(trainer.model, trainer.tokenizer, measured)
-    return (f"{len(corpus.shards)} files, {corpus.documents:,} documents, {corpus.size / 1e6:.1f} "
-            f"MB, epoch {corpus.epoch + 1}; {bits:.3f} bits per byte on {len(measured)} held-out "
-            "documents")
+    cut = f" ({corpus.split:,} rows were cut)" if corpus.split else ""
+    return (f"{len(corpus.shards)} files, {corpus.documents:,} documents{cut}, "
+            f"{corpus.size / 1e6:.1f} MB, epoch {corpus.epoch + 1}; {bits:.3f} bits per byte on "
+            f"{len(measured)} held-out documents")
 
 
 def _print_scores(console: Console, scores: list[Score]) -> None:
