@@ -8,6 +8,7 @@ from hypothesis import given, settings, strategies as st
 
 import gossamer as gs
 from gossamer.chat.engine import CHUNK, STEP, Engine, Reply, Request, Sampling
+from gossamer.chat.lighter import Weights, lighten
 from gossamer.chat.sampling import choose
 from gossamer.models.gpt import GPT, GPTConfig
 
@@ -94,6 +95,19 @@ def drained(engine: Engine, prompts: list[list[int]], count: int) -> list[Reply]
     return replies
 
 
+@pytest.mark.parametrize("weights", [Weights.int8, Weights.int4])
+def test_packed_weights_decode_as_their_naive_twin(model: GPT, weights: Weights) -> None:
+    light = GPT(model.config)
+    light.load_state_dict(model.state_dict())
+    assert lighten(light, weights) is light
+    size = sum(t.nbytes for t in light.state_dict().values())
+    assert size < sum(t.nbytes for t in model.state_dict().values()) * 0.6
+    shared = prompt(8, STEP + 4)
+    prompts = [prompt(1, 40), [*shared, 5], [*shared, 6, 7], [3], prompt(2, CHUNK + 3)]
+    for p, reply in zip(prompts, drained(Engine(light, rows=3), prompts, 8), strict=True):
+        assert [t.id for t in reply.tokens] == naive(light, p, 8)
+
+
 def test_a_beginning_in_another_row_is_copied(model: GPT) -> None:
     """One row reads what all prompts begin with, while the others wait for it."""
     engine, shared = Engine(model, rows=4), prompt(8, 2 * STEP + 6)
@@ -111,6 +125,48 @@ def test_copies_of_one_prompt(model: GPT) -> None:
     for reply in drained(engine, [same] * 4, 5):
         assert [t.id for t in reply.tokens] == naive(model, same, 5)
     assert engine.copied == 3 * (len(same) - 1)
+
+
+@pytest.fixture(scope="module")
+def short_sighted() -> GPT:
+    """Windows of 64 in two of four layers."""
+    gs.manual_seed(4)
+    made = GPT(GPTConfig(vocab_size=VOCAB, n_layer=4, n_head=4, n_kv_head=2, n_embd=32,
+                         sequence_len=4 * 64, windows="SL"))
+    with gs.no_grad():
+        for parameter in made.parameters():
+            gs.nn.init.normal_(parameter, std=0.3)
+    return made
+
+
+def test_windows_keep_only_what_they_see(short_sighted: GPT,
+                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    """Token for token what whole rows give; also where a beginning is copied."""
+    engine, cache = Engine(short_sighted, rows=3, kept=1), GPT.cache
+    monkeypatch.setattr(GPT, "cache", lambda model, rows, _: cache(model, rows))
+    whole = Engine(short_sighted, rows=3, kept=1)
+    assert engine.cache.rooms == [64 + CHUNK, 256, 64 + CHUNK, 256]
+    assert engine.cache.nbytes * 8 == whole.cache.nbytes * 7
+    shared = prompt(8, 40)
+    prompts = [prompt(1, 230), [*shared, *prompt(2, 170)], [*shared, 5], prompt(3, 10)]
+    counts, found = [20, 40, 200, 190], []
+    for one in (engine, whole):
+        replies = [one.submit(Request(p, n, Sampling(0.8, seed=n)))
+                   for p, n in zip(prompts, counts, strict=True)]
+        drain(one)
+        found.append([[t.id for t in reply.tokens] for reply in replies])
+        assert one.copied == len(shared)
+    assert found[0] == found[1] and [len(said) for said in found[0]] == counts
+    assert len(set(found[0][2])) > 20
+
+
+def test_what_a_window_has_left_behind_is_read_again(short_sighted: GPT) -> None:
+    """A row that slid knows a prompt only if it has the whole window before its next position."""
+    engine, ids = Engine(short_sighted, rows=1, kept=1), prompt(1, 200)
+    said = tokens(engine, Request(ids, max_tokens=30))
+    assert engine.slots[0].base
+    for longer in ([*ids, *said, 3], [*ids[:180], 5], [*ids[:20], 6], [*ids[:100], 7]):
+        assert tokens(engine, Request(longer, max_tokens=9)) == naive(short_sighted, longer, 9)
 
 
 def test_who_waits_for_a_beginning_goes_on_without_it(model: GPT) -> None:

@@ -9,6 +9,7 @@ from rich.console import Console
 
 import gossamer as gs
 from gossamer.chat.engine import Engine
+from gossamer.chat.lighter import Weights, lighten
 from gossamer.chat.speed import bytes_read, decoding, first_token, print_speed
 from gossamer.models.gpt import GPT, GPTConfig
 
@@ -26,6 +27,15 @@ def test_bytes_of_a_round(model: GPT) -> None:
     weights = sum(state[name] for name, _ in model.named_parameters()) - tables
     assert bytes_read(model, 1, 0) == weights
     assert bytes_read(model, 3, 10) - weights == 3 * 10 * 2 * 2 * 16 * 4
+
+
+def test_bytes_of_packed_weights() -> None:
+    """A layer of 64 x 64 is 4 KiB in 8 bits, and a scale of 2 bytes for each row."""
+    one = GPTConfig(vocab_size=64, n_layer=1, n_head=1, n_embd=64, sequence_len=64)
+    light = lighten(GPT(one), Weights.int8)
+    layers = [(64, 64)] * 4 + [(256, 64), (64, 256), (64, 64)]  # q k v proj, fc proj, head
+    packed = sum(rows * (columns + 2) for rows, columns in layers)
+    assert bytes_read(light, 1, 0) == packed + 4 * (4 * 64 + 12)  # the smear, the gate
 
 
 def test_measures_are_of_what_was_asked(model: GPT) -> None:

@@ -165,7 +165,7 @@ class Engine:
     def __init__(self, model: GPT, rows: int = 8, kept: int = 0) -> None:
         self.model, self.rows, self.kept = model, rows, kept
         self.context = model.config.sequence_len
-        self.cache = model.cache(rows + kept)
+        self.cache = model.cache(rows + kept, CHUNK)
         self.waiting: deque[Reply] = deque()
         self.rounds = self.copied = 0
         self._advance = gs.compile(self._compute)

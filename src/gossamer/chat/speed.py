@@ -113,7 +113,7 @@ def bytes_read(model: GPT, rows: int, filled: int) -> int:
     """Bytes that one round must read: weights but for the tables of embeddings, of which only a
     line a token is, and the filled part of the cache."""
     tables = [model.wte.weight, *model.value_tables()]
-    weights = sum(p.nbytes for p in model.parameters()) - sum(t.nbytes for t in tables)
+    weights = sum(t.nbytes for t in model.state_dict().values()) - sum(t.nbytes for t in tables)
     c = model.config
     return weights + rows * filled * 2 * c.n_layer * c.kv_heads * c.head_dim * 4
 

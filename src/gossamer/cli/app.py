@@ -12,15 +12,17 @@ import typer
 from rich.console import Console
 
 import gossamer
-from gossamer.chat.checkpoint import find_checkpoint, find_run, load_model
-from gossamer.chat.compare import comparison_table, print_table, read_results
+from gossamer.chat.checkpoint import find_checkpoint, load_model
+from gossamer.chat.compare import comparison_table, print_table, read_results, results_folder
 from gossamer.chat.engine import Engine, Sampling
 from gossamer.chat.interrupt import Interrupted, unwind_when_told
+from gossamer.chat.lighter import Weights, lighten, reply_bits
 from gossamer.chat.look import show_data, show_mask, show_tasks
 from gossamer.chat.speed import print_speed
 from gossamer.chat.speedrun import SpeedrunOptions, speedrun
 from gossamer.chat.terminal import ChatSession, run_chat
 from gossamer.chat.tokenizer import Tokenizer
+from gossamer.cli.evaluate import eval_command
 from gossamer.core.errors import GossamerError
 from gossamer.server.app import Served
 from gossamer.server.host import Host
@@ -35,6 +37,7 @@ app = typer.Typer(
     epilog="Also: explain, doctor, cache (each has --help).",
 )
 _ROOT = Path("runs")
+_CHATS_KEPT = 4  # conversations whose keys and values a chat keeps, so that /clear costs nothing
 _NEWEST = ""  # what `--resume` without a name stands for
 
 Run = Annotated[
@@ -42,6 +45,7 @@ Run = Annotated[
                                help="Name or folder of a run, or of one of its checkpoints.")
 ]
 Root = Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the runs.")]
+Quantize = Annotated[Weights, typer.Option(help="Hold the large matrices in fewer bits.")]
 
 
 class Optimizer(StrEnum):
@@ -162,6 +166,7 @@ def chat_command(
     temperature: Annotated[
         float, typer.Option(min=0.0, max=2.0, metavar="T", help="0: always the likeliest word.")
     ] = 0.0,
+    quantize: Quantize = Weights.float32,
     root: Root = _ROOT,
 ) -> None:
     """Talk to a trained model."""
@@ -169,7 +174,7 @@ def chat_command(
     console = Console()
     console.print(f"{checkpoint.folder}: {checkpoint.model.count_parameters():,} parameters",
                   highlight=False, markup=False)
-    engine = Engine(checkpoint.model, rows=1)
+    engine = Engine(lighten(checkpoint.model, quantize), rows=1, kept=_CHATS_KEPT)
     with unwind_when_told():
         run_chat(ChatSession(engine, checkpoint.tokenizer, temperature), console)
 
@@ -187,6 +192,7 @@ def serve_command(
     temperature: Annotated[
         float, typer.Option(min=0.0, max=2.0, metavar="T", help="Where a request names none.")
     ] = 0.0,
+    quantize: Quantize = Weights.float32,
     root: Root = _ROOT,
 ) -> None:
     """Serve a trained model: the OpenAI API and a chat page."""
@@ -194,7 +200,8 @@ def serve_command(
     checkpoint = load_model(find_checkpoint(root, run))
     facts = {"parameters": checkpoint.model.count_parameters(), "temperature": temperature}
     name = checkpoint.folder.parent.parent.name  # runs/NAME/checkpoints/step-...
-    served = Served(name, Host(Engine(checkpoint.model, rows)), checkpoint.tokenizer,
+    engine = Engine(lighten(checkpoint.model, quantize), rows, kept=rows)
+    served = Served(name, Host(engine), checkpoint.tokenizer,
                     Sampling(temperature), int(checkpoint.folder.stat().st_mtime), facts)
     serve(served, listening, Console())
 
@@ -246,21 +253,32 @@ def infer_bench_command(
         list[int] | None, typer.Option(min=1, metavar="N", show_default="1, 4 and 16",
                                        help="Replies at once; may be given several times.")
     ] = None,
+    quantize: Quantize = Weights.float32,
     root: Root = _ROOT,
 ) -> None:
     """Measure a model: time to the first token, tokens a second, share of the bandwidth."""
-    model = load_model(find_checkpoint(root, run)).model
-    print_speed(Console(), model, rows or (1, 4, 16), (8, 64, 200))
+    checkpoint, console = load_model(find_checkpoint(root, run)), Console()
+    model, tokenizer = checkpoint.model, checkpoint.tokenizer
+    if quantize is not Weights.float32:
+        before = reply_bits(model, tokenizer)
+        after = reply_bits(lighten(model, quantize), tokenizer)
+        console.print(f"{quantize} weights: {after:.4f} bits per byte of right replies, "
+                      f"{before:.4f} before", highlight=False)
+    print_speed(console, model, rows or (1, 4, 16), (8, 64, 200))
+
+
+app.command("eval")(eval_command)
 
 
 @app.command("compare")
 def compare_command(
-    first: Annotated[str, typer.Argument(metavar="RUN", help="A run that came to its end.")],
+    first: Annotated[str, typer.Argument(metavar="RUN", help="A run that came to its end, "
+                                         "or a folder of `gossamer eval`.")],
     second: Annotated[str, typer.Argument(metavar="RUN", help="Another.")],
     root: Root = _ROOT,
 ) -> None:
     """Compare two runs task by task: which differences chance does not explain."""
-    scores = [read_results(find_run(root, name)) for name in (first, second)]
+    scores = [read_results(results_folder(root, name)) for name in (first, second)]
     print_table(Console(), comparison_table(scores[0], scores[1], (first, second)))
 
 

@@ -325,7 +325,9 @@ class GPT(nn.Module):
 
         Cost: `estimate_flops / 3` a token without a cache.
         """
-        logits = F.linear(self._features(ids, place, before, begins), self.head_weight)
+        x = self._features(ids, place, before, begins)
+        # The head is called, not its weight used: its weights may be packed.
+        logits = F.linear(x, self.wte.weight) if self.head is None else self.head(x)
         logits = logits[..., : self.config.vocab_size]
         cap = self.config.softcap
         return cap * gs.tanh(logits / cap) if cap else logits

@@ -89,6 +89,11 @@ class Host:
             self._thread.join()
 
     @property
+    def ready(self) -> bool:
+        """Whether every program has been compiled."""
+        return self._ready.is_set()
+
+    @property
     def healthy(self) -> bool:
         """Whether the engine's thread runs and its last round succeeded."""
         return self._thread.is_alive() and self.failure is None
@@ -127,6 +132,9 @@ class Host:
                 self._collect()
                 if self.engine.busy:
                     self._step()
+        except Exception as error:
+            _log.exception("the engine has stopped")
+            self.failure = error
         finally:
             self._end_all("cancelled")
 

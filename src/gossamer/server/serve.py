@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import uvicorn
@@ -39,18 +40,43 @@ def bind(host: str, port: int) -> socket.socket:
     return made
 
 
+class _Announced(uvicorn.Server):
+    """A server that tells its address when it answers there, not before."""
+
+    def __init__(self, served: Served, tell: Callable[[], None]) -> None:
+        options: dict[str, Any] = {"log_level": "warning", "access_log": False, "lifespan": "on",
+                                   "timeout_graceful_shutdown": _GRACE}
+        super().__init__(uvicorn.Config(build_app(served), **options))
+        self._served, self._tell = served, tell
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and self._served.host.healthy:
+            self._tell()
+        else:
+            self.should_exit = True
+
+
 def serve(served: Served, listening: socket.socket, console: Console) -> None:
-    """Serve until Ctrl-C or SIGTERM; running replies are ended, then the socket is closed."""
+    """Serve until Ctrl-C or SIGTERM; running replies are ended, then the socket is closed.
+
+    Raises:
+        ServeError: the model cannot decode.
+    """
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    console.print(f"{served.name} is at http://{shown}:{port}  (OpenAI API: "
-                  f"http://{shown}:{port}/v1; Ctrl-C ends it)", highlight=False, soft_wrap=True)
-    options: dict[str, Any] = {"log_level": "warning", "access_log": False, "lifespan": "on",
-                               "timeout_graceful_shutdown": _GRACE}
-    server = uvicorn.Server(uvicorn.Config(build_app(served), **options))
+
+    def tell() -> None:
+        console.print(f"{served.name} is at http://{shown}:{port}  (OpenAI API: "
+                      f"http://{shown}:{port}/v1; Ctrl-C ends it)", highlight=False,
+                      soft_wrap=True)
+
     try:
-        server.run(sockets=[listening])
+        _Announced(served, tell).run(sockets=[listening])
     except KeyboardInterrupt:  # uvicorn raises it again after a clean end
         pass
     finally:
         listening.close()
+    if served.host.failure is not None and not served.host.ready:
+        raise ServeError(f"serve: {served.name} cannot decode ({served.host.failure}). Try another "
+                         "checkpoint, or fewer --rows.")
