@@ -7,12 +7,14 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
 from gossamer import cli
+from gossamer.chat import terminal
 from gossamer.chat.engine import Request, Token
 from gossamer.chat.interrupt import Terminated, command
 from gossamer.chat.message import Content, pieces_of
@@ -126,6 +128,48 @@ def test_commands() -> None:
     assert output.count("must be a number from 0 to 2") == 2
     assert "/nonsense: no such command" in output and "Ctrl-D" in output
     assert len(parrot.prompts) == 1
+
+
+def test_another_answer_and_another_question() -> None:
+    talk, parrot = session("hello")
+    output = chat(talk, ["/regenerate", "/edit x", "hi", "one", "/regenerate", "/edit two",
+                         "/edit", "three", "/edit", "", "/history"])
+    assert output.count("nothing was asked yet") == 2 and "Nothing was changed" in output
+    assert output.count("always the same") == 1
+    assert len(parrot.prompts) == 5 and parrot.prompts[1] == parrot.prompts[2]
+    assert [r.sampling.seed for r in parrot.requests] == [0, 1, 2, 3, 4]  # other random numbers
+    assert "one" not in parrot.prompts[3] and "two" in parrot.prompts[3]
+    assert [m["content"] for m in talk.messages] == ["hi", "hello", "three", "hello"]
+    assert "you > hi\nbot > hello\nyou > three\nbot > hello\n" in output
+
+
+def test_a_question_that_is_refused_leaves_what_was_said() -> None:
+    talk, _ = session("hello", sequence_len=64)
+    output = chat(talk, ["hi", "/edit " + "x7 " * 100])
+    assert "reads at most 63" in output
+    assert [m["content"] for m in talk.messages] == ["hi", "hello"]
+
+
+def test_an_edit_begins_as_the_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal with readline the line to edit is there already."""
+    lines, hooks = iter(["hi", "/edit", None, "/quit"]), []
+    inserted: list[str] = []
+    monkeypatch.setattr(terminal, "_edit_lines", lambda: SimpleNamespace(
+        set_startup_hook=hooks.append, insert_text=inserted.append))
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+
+    def read(prompt: str) -> str:
+        line = next(lines)
+        if line is None:
+            hooks[-1]()
+            assert prompt == "edit > "
+            return inserted[-1] + " there"
+        return line
+
+    talk, _ = session("hello")
+    run_chat(talk, Console(file=io.StringIO(), width=200), read)
+    assert [m["content"] for m in talk.messages] == ["hi there", "hello"]
+    assert len(hooks) == 2 and hooks[1] is None
 
 
 def test_ctrl_c_ends_the_reply_not_the_chat() -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -20,7 +21,7 @@ from rich.console import Console
 from gossamer.chat.calculator import Calculator
 from gossamer.chat.engine import Engine, Request, Sampling
 from gossamer.chat.interrupt import Terminated
-from gossamer.chat.message import Message, Piece, joined, shown
+from gossamer.chat.message import Message, Piece, joined, pieces_of, shown, words_of
 from gossamer.chat.text import ReplyStream
 from gossamer.chat.tokenizer import Tokenizer
 
@@ -29,7 +30,10 @@ __all__ = ["ChatSession", "run_chat", "visible", "wrap_words"]
 _BOT = "bot > "
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
 _REPLY_ROOM = 64  # positions kept free for the reply when old turns are dropped
-HELP = """/temperature N  0 = always the likeliest word (default), up to 2 = wild
+HELP = """/edit [TEXT]    ask TEXT instead of your last message; without it, edit the message
+/regenerate     another answer to your last message
+/temperature N  0 = always the likeliest word (default), up to 2 = wild
+/history        the conversation so far
 /clear          forget the conversation
 /help           this list
 /quit           leave (also Ctrl-D)"""
@@ -98,6 +102,14 @@ class ChatSession:
         """Forget the conversation."""
         self.messages.clear()
 
+    def last_asked(self) -> str:
+        """The words of the last user turn; empty if nothing was said."""
+        return words_of(self.messages[-2]["content"]) if self.messages else ""
+
+    def take_back(self) -> None:
+        """Forget the last user turn and its reply."""
+        del self.messages[-2:]
+
 
 def run_chat(
     session: ChatSession, console: Console, read_line: Callable[[str], str] = input,
@@ -125,23 +137,27 @@ def run_chat(
         if not line:
             continue
         if line.startswith("/"):
-            if not _command(session, console, line):
+            if not _command(session, console, line, read_line):
                 return
             continue
         _answer(session, console, line)
 
 
-def _edit_lines() -> None:
-    """Arrow keys and history for `input`, which has them once `readline` is imported.
+def _edit_lines() -> Any:
+    """Arrow keys and the history of lines for `input`, which has them once `readline` is imported.
 
     Not at the head of the file: the import alone writes to the terminal.
+
+    Returns:
+        The module, or None where there is none: Windows' console edits lines itself.
     """
-    with suppress(ImportError):  # Windows has no readline; its console edits lines itself
-        importlib.import_module("readline")
+    with suppress(ImportError):
+        return importlib.import_module("readline")
+    return None
 
 
-def _answer(session: ChatSession, console: Console, line: str) -> None:
-    """Stream one reply; Ctrl-C ends the reply, not the chat."""
+def _answer(session: ChatSession, console: Console, line: str) -> bool:
+    """Stream one reply; Ctrl-C ends the reply, not the chat. False: the question was refused."""
     try:
         _say(console, _BOT, end="")
         width = console.width if console.is_terminal else sys.maxsize  # a file has no columns
@@ -156,8 +172,10 @@ def _answer(session: ChatSession, console: Console, line: str) -> None:
         _say(console, " ...")
     except ValueError as error:
         _say(console, str(error))
+        return False
     else:
         _say(console, "")
+    return True
 
 
 def wrap_words(pieces: Iterable[str], width: int, column: int) -> Iterator[str]:
@@ -186,21 +204,71 @@ def wrap_words(pieces: Iterable[str], width: int, column: int) -> Iterator[str]:
                 column = 0
 
 
-def _command(session: ChatSession, console: Console, line: str) -> bool:
+def _command(
+    session: ChatSession, console: Console, line: str, read_line: Callable[[str], str]
+) -> bool:
     """Carry out a /command; False ends the chat."""
     name, _, argument = line.partition(" ")
+    argument = argument.strip()
     if name in ("/quit", "/exit", "/q"):
         return False
     if name == "/clear":
         session.clear()
         _say(console, "The conversation is forgotten.")
+    elif name in ("/edit", "/regenerate", "/again"):
+        _ask_anew(session, console, name, argument, read_line)
     elif name == "/temperature":
-        _set_temperature(session, console, argument.strip())
+        _set_temperature(session, console, argument)
+    elif name == "/history":
+        for message in session.messages:
+            who = "you > " if message["role"] == "user" else _BOT
+            _say(console, who + visible("".join(map(shown, pieces_of(message["content"])))))
     elif name == "/help":
         _say(console, HELP)
     else:
         _say(console, f"{name}: no such command.\n{HELP}")
     return True
+
+
+def _ask_anew(
+    session: ChatSession, console: Console, name: str, text: str, read_line: Callable[[str], str]
+) -> None:
+    """Put another answer, or another question and its answer, in the place of the last."""
+    said = session.last_asked()
+    if not said:
+        _say(console, f"{name}: nothing was asked yet. Ask something first.")
+        return
+    if name != "/edit":
+        text = said
+        if not session.temperature:
+            _say(console, "(at temperature 0 the answer is always the same; /temperature 0.8 "
+                          "makes it vary)")
+    elif not text:
+        try:
+            text = _edited(said, read_line).strip()
+        except Terminated:
+            raise
+        except (EOFError, KeyboardInterrupt, UnicodeDecodeError):
+            text = ""
+        if not text:
+            _say(console, "Nothing was changed.")
+            return
+    before = [*session.messages]
+    session.take_back()
+    if not _answer(session, console, text):
+        session.messages = before
+
+
+def _edited(text: str, read_line: Callable[[str], str]) -> str:
+    """A line that begins as `text`, where lines can be edited; else a new one."""
+    readline = _edit_lines() if sys.stdin.isatty() else None
+    if readline is None:
+        return read_line("instead > ")
+    readline.set_startup_hook(lambda: readline.insert_text(text))
+    try:
+        return read_line("edit > ")
+    finally:
+        readline.set_startup_hook(None)
 
 
 def _set_temperature(session: ChatSession, console: Console, argument: str) -> None:
