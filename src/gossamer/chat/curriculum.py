@@ -17,6 +17,7 @@ from typing import Any
 from gossamer.chat.corpus import Corpus
 from gossamer.chat.dialogues import draw_dialogue
 from gossamer.chat.evaluate import Score, to_conversation
+from gossamer.chat.lexicon import SMALL, Lexicon
 from gossamer.chat.message import pieces_of, words_of
 from gossamer.chat.narrative import draw_tale
 from gossamer.chat.packing import MakeExample
@@ -45,14 +46,16 @@ class Curriculum:
         corpus: a person's own documents, read besides.
         read_share: share of the budget for the first stage; None = by whether there is a corpus.
         practice_share: share of the budget for the last stage.
+        lexicon: the words of the tales.
     """
 
     def __init__(
         self, tasks: Mapping[str, Task], tokenizer: Tokenizer, facts: Mapping[str, str],
         corpus: Corpus | None = None, read_share: float | None = None, practice_share: float = 0.0,
+        lexicon: Lexicon = SMALL,
     ) -> None:
         self.tasks, self.tokenizer, self.facts = dict(tasks), tokenizer, dict(facts)
-        self.corpus = corpus
+        self.corpus, self.lexicon = corpus, lexicon
         if read_share is None:
             read_share = READ_SHARE if corpus is None else CORPUS_READ_SHARE
         self.read_share, self.practice_share = read_share, practice_share
@@ -73,12 +76,12 @@ class Curriculum:
         """A function that draws one example of "read" or "answer" with the present weights."""
         def answer(rng: Random) -> Rendered:
             if rng.random() < _DIALOGUE_SHARE:
-                return self.tokenizer.render(draw_dialogue(rng, self.facts))
+                return self.tokenizer.render(draw_dialogue(rng, self.facts, self.lexicon))
             return self.tokenizer.render(to_conversation(self.question(rng)))
 
         def read(rng: Random) -> Rendered:
             if rng.random() < _TALE_SHARE:
-                return self.tokenizer.render_document(draw_tale(rng))
+                return self.tokenizer.render_document(draw_tale(rng, self.lexicon).text)
             ids, mask = answer(rng)
             return ids, [0] + [1] * (len(mask) - 1)
 
@@ -114,6 +117,7 @@ class Curriculum:
 
 def tokenizer_corpus(
     tasks: Mapping[str, Task], seed: int = 0, corpus: Corpus | None = None,
+    lexicon: Lexicon = SMALL,
 ) -> list[str]:
     """Text to train the tokenizer on: training questions with replies, dialogues and tales, and as
     much again of a person's own documents."""
@@ -124,6 +128,6 @@ def tokenizer_corpus(
             question = sample(task, rng)
             texts += [question.text, *(text for _, text in pieces_of(question.answer))]
     for _ in range(_CORPUS_PER_TASK):
-        texts.append(draw_tale(rng))
-        texts += [words_of(turn["content"]) for turn in draw_dialogue(rng, {})]
+        texts.append(draw_tale(rng, lexicon).text)
+        texts += [words_of(turn["content"]) for turn in draw_dialogue(rng, {}, lexicon)]
     return texts if corpus is None else texts + corpus.sample(_CORPUS_BYTES)

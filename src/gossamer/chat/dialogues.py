@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from random import Random
 
+from gossamer.chat.lexicon import SMALL, Lexicon
 from gossamer.chat.message import Message
 from gossamer.chat.narrative import draw_tale
-from gossamer.chat.stories import THINGS
 
 __all__ = ["draw_dialogue"]
 
@@ -45,18 +45,18 @@ _STORY_ABOUT = ("Tell me a story about a {}.", "tell a story about a {}", "A sto
                 "Write a story about the {}.")
 
 
-def draw_dialogue(rng: Random, facts: Mapping[str, str]) -> list[Message]:
+def draw_dialogue(
+    rng: Random, facts: Mapping[str, str], lexicon: Lexicon = SMALL,
+) -> list[Message]:
     """One exchange of small talk, or a tale told on request.
 
     Args:
         facts: `minutes` and `parameters` in words, for questions about the model itself.
     """
-    dice = rng.random()
-    if dice < 0.15:
-        thing = rng.choice(THINGS)
-        asked, reply = rng.choice(_STORY_ABOUT).format(thing), draw_tale(rng, thing)
-    elif dice < 0.25:
-        asked, reply = rng.choice(_STORY_REQUESTS), draw_tale(rng)
+    if rng.random() < 0.25:
+        tale = draw_tale(rng, lexicon)
+        wordings = _STORY_ABOUT if tale.thing and rng.random() < 0.6 else _STORY_REQUESTS
+        asked, reply = rng.choice(wordings).format(tale.thing), tale.text
     else:
         questions, answer = rng.choice(_EXCHANGES)
         asked, reply = rng.choice(questions), answer.format_map({**_FACTS, **facts})

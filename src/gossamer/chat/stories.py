@@ -11,23 +11,12 @@ from __future__ import annotations
 
 from random import Random
 
+from gossamer.chat.lexicon import NAMES, SHORT_PLACES, SHORT_THINGS
 from gossamer.chat.task import ARROW, Task, final_part, pick
-from gossamer.chat.words import listed
 
 __all__ = ["NAMES", "PLACES", "STORIES", "THINGS", "Event", "state_after", "tell"]
 
-NAMES = listed(
-    "Anna Ben Clara Dan Ella Finn Grace Hugo Ida Jack Kim Leo Mia Nora Oscar Paul Quinn Rosa Sam "
-    "Tom Uma Vera Will Zoe"
-)
-PLACES = listed(
-    "kitchen garden park school library barn attic forest beach market hall office shop cellar "
-    "bedroom bridge"
-)
-THINGS = listed(
-    "ball cup book hat key lamp apple kite coin box drum shell pen map doll bell rope stone "
-    "basket flower"
-)
+THINGS, PLACES = SHORT_THINGS, SHORT_PLACES
 
 # (verb, who, what): to "go" to a place, to "take" a thing, to "give" thing>receiver.
 Event = tuple[str, str, str]
