@@ -19,7 +19,7 @@ from gossamer.chat.tasks import TASKS
 from gossamer.chat.terminal import visible
 from gossamer.chat.tokenizer import Tokenizer
 
-__all__ = ["show_data", "show_mask", "show_tasks"]
+__all__ = ["show_data", "show_mask", "show_tasks", "show_tokens"]
 
 _SHARDS_SHOWN = 20
 _PREVIEW = 160  # characters of a document
@@ -104,3 +104,18 @@ def show_mask(console: Console, tokenizer: Tokenizer, path: str | None, document
                                    for p, m in zip(pieces, mask, strict=True)),
                           markup=False, highlight=False, soft_wrap=True)
         console.print(f"{sum(mask)} of {len(mask)} tokens count in the loss.", highlight=False)
+
+
+def show_tokens(console: Console, tokenizer: Tokenizer, text: str) -> None:
+    """Show a text cut into its tokens, a line each: id, bytes, what it stands for."""
+    ids = tokenizer.encode(text)
+    table = Table("id", "bytes", "token")
+    for index in ids:
+        data = tokenizer.token_bytes[index]
+        shown = visible(data.decode("utf-8", "backslashreplace"))
+        table.add_row(str(index), str(len(data)),
+                      Text(shown.replace(" ", "␣").replace("\n", "⏎")))
+    console.print(table)
+    size = len(text.encode("utf-8", "replace"))
+    per_token = f", {size / len(ids):.2f} bytes a token" if ids else ""
+    console.print(f"{len(ids)} tokens, {size} bytes{per_token}", highlight=False)

@@ -23,6 +23,7 @@ from gossamer.chat.speedrun import SpeedrunOptions, speedrun
 from gossamer.chat.terminal import ChatSession, run_chat
 from gossamer.chat.tokenizer import Tokenizer
 from gossamer.cli.evaluate import eval_command
+from gossamer.cli.tok import tok
 from gossamer.core.errors import GossamerError
 from gossamer.server.app import Served
 from gossamer.server.host import Host
@@ -36,6 +37,7 @@ app = typer.Typer(
     help="Train a chat model from nothing on your own CPU, and talk to it.",
     epilog="Also: explain, doctor, cache (each has --help).",
 )
+app.add_typer(tok, name="tok")
 _ROOT = Path("runs")
 _CHATS_KEPT = 4  # conversations whose keys and values a chat keeps, so that /clear costs nothing
 _NEWEST = ""  # what `--resume` without a name stands for
