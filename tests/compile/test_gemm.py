@@ -136,6 +136,23 @@ def test_results_do_not_depend_on_threads(shape: tuple[int, int, int, int, int])
 
 
 @pytest.mark.parametrize("target", TARGETS)
+def test_many_items_share_one_packed_b(target: str) -> None:
+    """Packed by a call before the product's, bit for bit as one item packs its own."""
+    m, n, k = 300, 260, 310
+    rng = np.random.default_rng(3)
+    for x, y, z in [("rows", "rows", "rows"), ("steps", "columns", "steps"),
+                    ("columns", "heads", "columns")]:
+        a = array(rng, (1, 1, m, k), x, as_dtype("float32"))
+        b = array(rng, (1, 1, k, n), y, as_dtype("float32"))
+        alone, together = (array(rng, (1, 1, m, n), z, as_dtype("float32")) for _ in range(2))
+        calls, buffers = product_calls(a, b, together, replace(TARGETS[target], threads=3))
+        product(a, b, alone, TARGETS[target])
+        Runner(calls, buffers).run(1)
+        assert (alone == together).all()
+        assert ["pack" in call.name for call in calls] == [True, False]
+
+
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("layout", ["columns", "steps", "heads"])
 def test_output_strides(layout: str, target: str) -> None:
     for shape in EDGES:

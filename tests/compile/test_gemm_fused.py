@@ -128,6 +128,19 @@ def test_epilogue_sees_every_element_once(packed: str, target: str) -> None:
         s.check(np.maximum(s.product + s.bias, 0) * factor)
 
 
+@pytest.mark.parametrize("along", ["r", "k"])
+@pytest.mark.parametrize("packed", ["", "b"])
+def test_a_shared_b_and_an_epilogue(packed: str, along: str) -> None:
+    """Several threads: B, also a computed one, is packed once, whatever takes the blocks of C."""
+    s = Setup((1, 1, 300, 270, 310), packed, along)
+    _, _, sm, _ = s.strides()
+    out = Epilogue(epilogue_source(), (BufferRef(2), BufferRef(3), 0, 0, sm), (3,), (2,))
+    calls = s.calls(out, replace(AVX512, threads=3))
+    assert [1 in call.reads for call in calls] == [True, True]
+    Runner(calls, s.buffers).run(1)
+    s.check(np.maximum(s.product + s.bias, 0))
+
+
 def test_calls_name_the_buffers_they_touch() -> None:
     s = Setup((1, 1, 20, 30, 40), "a", "r")
     call, = s.calls(Output(2, 0, s.strides()), AVX512)

@@ -11,6 +11,8 @@ and used many times. Packed B is made by its first reader and packed A by each r
                     pack B[pc, jr]            # only for the first ic
                     micro-kernels down the rows
             epilogue(rows of ic)              # after the last pc
+
+Where several items would pack the same B, `pack_source` packs all of it before, once for all.
 """
 
 from __future__ import annotations
@@ -23,9 +25,7 @@ from gossamer.compile.gemm.micro import cut_rows
 from gossamer.compile.gemm.pack import WIDE
 from gossamer.compile.gemm.target import Tile
 
-__all__ = ["core_source"]
-
-_GROUP = 8  # panels of B packed at once: 1 KiB of each row in float32
+__all__ = ["core_source", "pack_source"]
 
 
 class _Core(Driver):
@@ -33,8 +33,9 @@ class _Core(Driver):
 
     def blocks(self) -> None:
         f, w = self.f, self.w
+        self.packs_b = f.value(f"icmp eq ptr {w['b_shared']}, null")
         # All rows at once: packed B is read only now, and its few panels stay in the caches.
-        self.once = f.compare("sle", self.rows, w["mc"])
+        self.once = self.both(self.packs_b, f.compare("sle", self.rows, w["mc"]))
         with f.loop(self.k0, self.k1, w["ko"]) as po:
             end = f.minimum(f.add(po, w["ko"]), self.k1)
             with f.loop("0", self.rows, w["mc"]) as ic:
@@ -57,16 +58,25 @@ class _Core(Driver):
         a = f.select(packs_a, self.scratch, self.at(self.a, place), "ptr")
         step = f.select(packs_a, "0", w["a_r"])
         pitch = f.select(packs_a, str(self.tile.a_pitch), w["a_pitch"])
-        panels = f.udiv(f.add(self.columns, str(width - 1)), str(width))
         before = f.select(self.once, "0", f.sub(pc, po))
-        packed = self.at(self.packed_b, f.mul(before, f.mul(panels, str(width))))
+        own = self.at(self.packed_b, f.mul(before, self.whole_panels(self.columns)))
+        packed = f.select(self.packs_b, own, self.at(self.shared(pc), f.mul(self.n0, kc)), "ptr")
         first = f.compare("eq", pc, self.k0)
         with f.loop("0", self.columns, width) as jr:
-            with f.when(f.compare("eq", ic, "0")):
+            with f.when(self.both(self.packs_b, f.compare("eq", ic, "0"))):
                 self.pack_b(jr, packed, pc, kc)
             b, ldb = self.panel(jr, packed, pc, kc)
             self.multiply(jr, first, rows,
                           f"i64 {kc}, ptr {a}, i64 {step}, i64 {pitch}, ptr {b}, i64 {ldb}")
+
+    def whole_panels(self, columns: str) -> str:
+        """`columns`, rounded up to whole panels."""
+        f, width = self.f, str(self.tile.columns)
+        return f.mul(f.udiv(f.add(columns, str(self.tile.columns - 1)), width), width)
+
+    def shared(self, pc: str) -> str:
+        """Where the panels of k's from `pc` on stand in the B that was packed before."""
+        return self.at(self.w["b_shared"], self.f.mul(pc, self.whole_panels(self.w["n"])))
 
     def cut(self, jr: str) -> tuple[str, str, str]:
         """(columns of the panel at jr, its vectors, whether these are full)."""
@@ -109,11 +119,15 @@ class _Core(Driver):
 
     def place(self, jr: str, kc: str) -> str:
         """Where the panel at jr stands among the packed ones, in elements."""
-        recent = self.f.urem(jr, str(_GROUP * self.tile.columns))
+        recent = self.f.urem(jr, self.group())
         return self.f.mul(self.f.select(self.once, recent, jr), kc)
 
+    def group(self) -> str:
+        """Columns of the panels that are packed at once."""
+        return self.f.mul(self.w["b_group"], str(self.tile.columns))
+
     def pack_b(self, jr: str, packed: str, pc: str, kc: str) -> None:
-        """Pack the panel at jr, or _GROUP panels from there on; nothing if B is read in place."""
+        """Pack the panel at jr, or a group of them from there on; nothing if B is read in place."""
         f, w, width = self.f, self.w, self.tile.columns
         columns, _, full = self.cut(jr)
         whole = f.compare("eq", columns, str(width))
@@ -124,12 +138,12 @@ class _Core(Driver):
         grouped = self.both(self.both(packs, whole), streams)
 
         def group() -> None:
-            starts = f.compare("eq", f.urem(jr, str(_GROUP * width)), "0")
+            starts = f.compare("eq", f.urem(jr, self.group()), "0")
             with f.when(starts):
                 left = f.udiv(f.sub(self.columns, jr), str(width))
                 place = f.add(column, f.mul(pc, w["b_k"]))
                 f.line(f"call void @{WIDE}(ptr {to}, ptr {self.at(self.b, place)}, "
-                       f"i64 {f.minimum(left, str(_GROUP))}, i64 {kc}, i64 {w['b_k']})")
+                       f"i64 {f.minimum(left, w['b_group'])}, i64 {kc}, i64 {w['b_k']})")
 
         def single() -> None:
             with f.when(f.value(f"or i1 {packs}, {f.value(f'xor i1 {full}, true')}")):
@@ -156,7 +170,37 @@ class _Core(Driver):
         return pointer, f.select(in_place, w["b_k"], str(self.tile.columns))
 
 
+class _PackB(_Core):
+    """All of B, packed once for many items: an item is a group of panels of one block of K."""
+
+    def decode(self, item: str) -> None:
+        f, w = self.f, self.w
+        groups = f.udiv(f.add(w["n"], f.sub(self.group(), "1")), self.group())
+        self.start = f.mul(f.urem(item, groups), self.group())
+        self.k0 = f.mul(f.udiv(item, groups), w["kc"])
+        self.b0 = self.b1 = self.n0 = "0"
+        self.columns, self.b = w["n"], w["b"]
+
+    def blocks(self) -> None:
+        f, w = self.f, self.w
+        self.once = "false"
+        kc = f.minimum(w["kc"], f.sub(w["k"], self.k0))
+        packed = self.shared(self.k0)
+        end = f.minimum(self.columns, f.add(self.start, self.group()))
+        with f.loop(self.start, end, self.tile.columns) as jr:
+            self.pack_b(jr, packed, self.k0, kc)
+
+    def zeros(self) -> None:
+        """Nothing to pack."""
+
+
 @cache
 def core_source(tile: Tile) -> KernelSource:
     """The driver with its packers: `void gemm(ptr args, i64 lo, i64 hi, i64 tid)`."""
     return _Core(tile, f"gemm_{tile.element}{tile.lanes}").source()
+
+
+@cache
+def pack_source(tile: Tile) -> KernelSource:
+    """The packer of a shared B, with the same argument block as `gemm`."""
+    return _PackB(tile, f"gemm_pack_{tile.element}{tile.lanes}").source()

@@ -24,10 +24,12 @@ FIELDS: tuple[str, ...] = (
     "a", "a_b0", "a_b1", "a_r", "a_k", "a_fn", "a_ctx", "a_order", "a_pack",
     "a_run",  # k's of A that are packed for all panels before the next ones
     "b", "b_b0", "b_b1", "b_r", "b_k", "b_fn", "b_ctx", "b_order", "b_pack",
+    "b_shared", "b_group",  # all of B, packed by the call before; panels packed at once
     "c", "c_b0", "c_b1", "c_part", "c_m", "c_n", "c_fn", "c_ctx", "c_swapped",
     "scratch", "scratch_bytes", "at_b", "at_tile", "at_edge", "at_stage", "tile_pitch",
 )
-_POINTERS = {"micro", "scratch", *(f"{x}{y}" for x in "abc" for y in ("", "_fn", "_ctx"))}
+_POINTERS = {"micro", "scratch", "b_shared",
+             *(f"{x}{y}" for x in "abc" for y in ("", "_fn", "_ctx"))}
 ZEROS = "@zeros"  # one row of the tile
 _SCATTER = "scatter"
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from math import lcm
 
 from gossamer.compile.calls import Address, BufferRef, Call, KernelSource, Scratch
-from gossamer.compile.gemm.core import core_source
+from gossamer.compile.gemm.core import core_source, pack_source
 from gossamer.compile.gemm.gemv import gemv_source
 from gossamer.compile.gemm.micro import panel_source
 from gossamer.compile.gemm.micro_amx import amx_source, has_amx
@@ -20,19 +20,25 @@ from gossamer.compile.gemm.operands import Epilogue, Operand, Output, Packed
 from gossamer.compile.gemm.parts import parts_source
 from gossamer.compile.gemm.problem import Problem, normal_form
 from gossamer.compile.gemm.target import Target, Tile, tile_for
-from gossamer.compile.gemm.words import Blocks, Values, argument_block
+from gossamer.compile.gemm.words import GROUP, Blocks, Values, argument_block
 from gossamer.core.dtype import DType
 from gossamer.core.traced import text_of
 
 __all__ = ["gemm"]
 
-_KC = 384  # most products summed in registers before C is touched
+# Most products summed in registers before C is touched, by how A lies: along k, each pass over C
+# costs 1 to 2 %, and fewer rows of A then fit into L2 at no cost; across k, short rows of A cost
+# more than that. Measured on Zen 4 (256 .. 2048).
+_KC, _KC_ALONG = 384, 1024
 # Panels of the other operand up to which A, and up to which B is read in place.
 _FEW_A, _FEW_B = 24, 16
 _LINE, _PAGE = 64, 4096  # bytes
 # Rows of an A across k that are packed for all panels before the next rows: each line is read from
 # memory once. Measured on Zen 4 (8 .. 64): up to 8 % of a weight gradient whose rows are pages.
 _RUN = 16
+_SHARED = 16  # times L2: the largest B that is packed as a whole. It is read in order, so slowly
+# (128 bytes for each 14 x 32 multiply-adds of 56 rows) that even memory would keep up.
+_AGAIN = 250_000  # elements of B not packed again (15 us) that pay for a call that packs it
 _PARTS = 8  # items that a product with a long K should have, and the most parts of K
 _PART_K = 1024  # products in a part: the sum of the parts costs 1 / 64 of them
 _SERIAL = 400_000  # multiply-adds (4 us) below which waking a thread costs more than it saves
@@ -66,9 +72,11 @@ def gemm(batch: tuple[int, int], m: int, n: int, k: int, dtype: DType, a: Operan
     tile = tile or tile_for(dtype, target)
     p = normal_form(Problem(batch, m, n, k, a, b, out, pairs=tile.pairs), tile)
     part_k = _part_of_k(p, tile)
-    if part_k >= p.k:
-        return [_product(p, part_k, tile, target, {})]
-    return _product_in_parts(p, part_k, tile, target)
+    if part_k < p.k:
+        return _product_in_parts(p, part_k, tile, target)
+    if p.is_thin:
+        return [_thin_product(p, part_k, tile, target, {})]
+    return _whole_product(p, tile, target)
 
 
 def _ceil(x: int, y: int) -> int:
@@ -111,8 +119,9 @@ def _product_in_parts(p: Problem, part_k: int, tile: Tile, target: Target) -> li
     nbytes = _ceil(p.k, part_k) * size * tile.nbytes
     partial = Scratch(nbytes, key=("gemm parts", nbytes))
     strides = (p.batch[1] * p.m * p.n, p.m * p.n, p.n, 1)
-    first = _product(replace(p, out=Output(-1, 0, strides), swapped=False), part_k, tile, target,
-                     {"c": partial, "c_part": size})
+    product = _thin_product if p.is_thin else _product
+    first = product(replace(p, out=Output(-1, 0, strides), swapped=False), part_k, tile, target,
+                    {"c": partial, "c_part": size})
     parts = replace(p, k=_ceil(p.k, part_k), a=Operand(-1, 0, (*strides[:3], size)),
                     b=Operand(-1, 0, (0, 0, 0, 0)))
     item_m = max(1, 8192 // p.n)
@@ -123,15 +132,49 @@ def _product_in_parts(p: Problem, part_k: int, tile: Tile, target: Target) -> li
 
 
 # the blocks of C -------------------------------------------------------------------------------
+def _thin_product(p: Problem, part_k: int, tile: Tile, target: Target, more: Values) -> Call:
+    most = 32 * tile.columns if p.m == 1 else target.l2 // 4 // (part_k * tile.nbytes)
+    item_n = _even(p.n, most, tile.lanes)
+    blocks = Blocks(p.m, item_n, part_k, p.m, part_k, part_k)
+    return _call(p, _cut(p, blocks, tile, target), tile, target, gemv_source(tile), more)
+
+
 def _product(p: Problem, part_k: int, tile: Tile, target: Target, more: Values) -> Call:
-    if p.is_thin:
-        most = 32 * tile.columns if p.m == 1 else target.l2 // 4 // (part_k * tile.nbytes)
-        item_n = _even(p.n, most, tile.lanes)
-        blocks = Blocks(p.m, item_n, part_k, p.m, part_k, part_k)
-        return _call(p, _cut(p, blocks, tile, target), tile, target, gemv_source(tile), more)
     blocks = _cut(p, _blocks(p, part_k, tile, target), tile, target)
     return _call(p, blocks, tile, target, core_source(tile),
                  {**_reading(p, tile), **_tiles(p, tile, target), **more})
+
+
+def _whole_product(p: Problem, tile: Tile, target: Target) -> list[Call]:
+    """The product; where its items would each pack the same B, all of B is packed before, once."""
+    blocks = _blocks(p, max(p.k, 1), tile, target)
+    more = {**_reading(p, tile), **_tiles(p, tile, target)}
+    rows = _rows_for_shared(p, blocks, tile, target) if more["b_pack"] else p.m
+    if rows >= p.m:
+        return [_call(p, _cut(p, blocks, tile, target), tile, target, core_source(tile), more)]
+    item_n = p.n if isinstance(p.out, Output) else blocks.item_n
+    blocks = replace(blocks, item_m=rows, item_n=item_n, mc=min(blocks.mc, rows), ko=p.k,
+                     shared=True)
+    panels = _ceil(p.n, tile.columns)
+    nbytes = panels * tile.columns * p.k * tile.nbytes
+    group = max(1, min(GROUP, panels // (4 * target.threads)))
+    more = {**more, "b_group": group,
+            "b_shared": Scratch(nbytes, key=("gemm packed", nbytes, *_buffers(p)))}
+    product = _call(p, blocks, tile, target, core_source(tile), more)
+    items = _ceil(p.k, blocks.kc) * _ceil(panels, group)
+    name = text_of("gemm pack {}x{}", p.k, p.n)
+    return [Call(pack_source(tile), product.words, items, 1, name, product.reads), product]
+
+
+def _rows_for_shared(p: Problem, s: Blocks, tile: Tile, target: Target) -> int:
+    """Rows of an item if B is packed for all items at once; all rows if that does not pay."""
+    if p.batches > 1 or p.n * p.k * tile.nbytes > _SHARED * target.l2:
+        return p.m
+    want = _ceil(4 * target.threads, 1 if isinstance(p.out, Output) else _ceil(p.n, s.item_n))
+    items = min(want, p.m // (4 * tile.rows))
+    if target.threads == 1 or items < 2 or (items - 1) * p.n * p.k < _AGAIN:
+        return p.m
+    return _ceil(p.m, items)
 
 
 def _blocks(p: Problem, part_k: int, tile: Tile, target: Target) -> Blocks:
@@ -141,9 +184,10 @@ def _blocks(p: Problem, part_k: int, tile: Tile, target: Target) -> Blocks:
     as A). If all of K does not fit there for eight panels of columns, K becomes the outer loop.
     """
     size, width = tile.nbytes, tile.columns
-    kc = _even(part_k, _KC, _step(p))
+    along = p.a.along == "k" if isinstance(p.a, Packed) else p.a.strides[3] == 1
+    kc = _even(part_k, _KC_ALONG if along else _KC, _step(p))
     mc = _even(p.m, target.l2 // 2 // (kc * size), tile.rows)
-    budget = 2 * target.l2 // size
+    budget = (_SHARED if along else 2) * target.l2 // size
     ko, columns = part_k, budget // part_k
     if columns < min(p.n, 8 * width):
         ko, columns = kc, budget // kc
@@ -175,7 +219,7 @@ def _cut(p: Problem, s: Blocks, tile: Tile, target: Target) -> Blocks:
     cut_m = min(most_m, want) if most_m >= most_n else 1
     cut_n = min(most_n, _ceil(want, cut_m))
     cut_m = min(most_m, _ceil(want, cut_n))
-    item_m = min(s.item_m, _even(p.m, _ceil(p.m, cut_m), tile.rows))
+    item_m = min(s.item_m, _ceil(p.m, cut_m))
     item_n = min(s.item_n, _even(p.n, _ceil(p.n, cut_n), tile.columns))
     return replace(s, item_m=item_m, item_n=item_n, mc=min(s.mc, item_m))
 

@@ -15,7 +15,9 @@ from gossamer.compile.gemm.operands import Epilogue, Operand, Packed
 from gossamer.compile.gemm.problem import Problem
 from gossamer.compile.gemm.target import Tile
 
-__all__ = ["Blocks", "Values", "argument_block"]
+__all__ = ["GROUP", "Blocks", "Values", "argument_block"]
+
+GROUP = 8  # panels of B packed at once: 1 KiB of each row in float32
 
 Values = dict[str, Word | tuple[Word, ...]]
 
@@ -30,6 +32,7 @@ class Blocks:
     mc: int
     kc: int
     ko: int
+    shared: bool = False  # all of B is packed before, once for all items
 
 
 def _places(sizes: Mapping[str, int], tile: Tile) -> Values:
@@ -53,7 +56,7 @@ def _scratch(p: Problem, s: Blocks, tile: Tile) -> Values:
     fused = isinstance(p.a, Packed) or isinstance(p.b, Packed)
     sizes = {
         "at_b": (1 if p.is_thin else panels * tile.a_pitch) * s.kc + slack,
-        "at_tile": 0 if p.is_thin else columns * s.ko + slack,
+        "at_tile": 0 if p.is_thin or s.shared else columns * s.ko + slack,
         "at_edge": tile_pitch * (columns if p.swapped else s.mc) if has_tile else 0,
         "at_stage": columns if p.is_thin else s.mc * width,
         "scratch_bytes": max(width, tile.rows) * s.kc + slack if fused else 0,
@@ -97,6 +100,7 @@ def argument_block(p: Problem, s: Blocks, tile: Tile, more: Values,
         "item_m": s.item_m, "item_n": s.item_n, "part_k": s.part_k,
         "mc": s.mc, "kc": s.kc, "ko": s.ko,
         "micro": 0, "a_pitch": 0, "a_pack": 1, "a_run": s.kc, "b_pack": 1,
+        "b_shared": 0, "b_group": GROUP,
         **_operand("a", p.a), **_operand("b", p.b), **_output(p), **_scratch(p, s, tile), **more,
     }
     return tuple(words[name] for name in FIELDS), p.batches * items[0] * items[1] * items[2]
