@@ -31,7 +31,7 @@ ENGINE = {"ir", "ops", "compile", "runtime"}  # what the workbench (layers 6 and
 # Imported inside the function that needs them: extras of pyproject.toml, and llvmlite because
 # `import gossamer` must not pay for it.
 LAZY = {"IPython", "jinja2", "llvmlite", "matplotlib", "pyarrow", "rich", "safetensors",
-        "starlette", "tokenizers", "typer", "uvicorn"}
+        "starlette", "tokenizers", "typer", "uvicorn", "yaml"}
 # Ours, imported late to turn the absence of an extra into a sentence: what it imports is why.
 NEEDS_EXTRAS = {"gossamer.cli.app"}
 FOREIGN = {"jax", "jaxlib", "mlx", "tensorflow", "tinygrad", "torch", "torchvision"}

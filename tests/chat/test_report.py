@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from dataclasses import replace
@@ -11,8 +12,9 @@ from statistics import NormalDist
 import pytest
 
 from gossamer.chat.compare import compare_scores, read_results, write_results
-from gossamer.chat.evaluate import Score
+from gossamer.chat.evaluate import Failure, Figure, Score
 from gossamer.chat.report import RunFacts, write_report
+from gossamer.chat.speed import Decoding
 from gossamer.chat.train import History
 from gossamer.core.errors import CheckpointError
 from gossamer.models.gpt import GPT, GPTConfig
@@ -34,8 +36,9 @@ def test_a_column_for_each_stage(tmp_path: Path) -> None:
     history.practice = [[i, 1.0, i / 20, min(1.0, i / 10)] for i in range(20)]
     report = written(tmp_path, history)
     assert "| task | what | after reading | after answering | exact match |" in report
-    assert "| 0.100 | 0.800 | 0.900 ±" in report and "| 0.000 | 0.200 | 0.300 ±" in report
-    assert "| **mean** |  | 0.050 | 0.500 | **0.600 ±" in report
+    assert "| 0.100 ± 0.095 | 0.800 ± 0.126 | 0.900 ±" in report
+    assert "| 0.000 ± 0.000 | 0.200 ± 0.126 | 0.300 ±" in report
+    assert "| **mean** |  | 0.050 ± 0.047 | 0.500 ± 0.089 | **0.600 ±" in report
     assert "right 2% of the time at first and 92% at last (any of a group: 5% and 100%)" in report
 
 
@@ -90,6 +93,34 @@ def test_a_report_compares_with_the_run_before(tmp_path: Path) -> None:
     report = write_report(tmp_path / "b", FACTS, MODEL, History(), better).read_text()
     assert "## Against a" in report
     assert "| add | 0.300 | 1.000 | +0.700 ± 0.145 | **better** |" in report
+
+
+def test_each_stage_has_its_time_and_work(tmp_path: Path) -> None:
+    history = History(steps=[[i, float(i), 2.0] for i in range(1, 101)], tokens=100 * 256)
+    history.exams = [["start", 0, 0.0, {"spell": [0, 10]}], ["read", 60, 60.0, {"spell": [1, 10]}],
+                     ["answer", 90, 80.0, {"spell": [8, 10]}]]
+    history.practice = [[91, 81.0, 0.1, 0.2]]
+    report = written(tmp_path, history)
+    work = 256 * MODEL.estimate_flops()
+    assert f"| read | 60 | 1:00 | {60 * work:.2e} | {work / 1e9:.0f} |" in report
+    assert f"| answer | 30 | 0:20 | {30 * work:.2e} |" in report
+    assert f"| practise | 10 | 0:20 | {10 * work:.2e} |" in report and "| start |" not in report
+
+
+def test_what_was_measured_is_told_and_what_was_not_is_left_out(tmp_path: Path) -> None:
+    plain = written(tmp_path / "plain", History())
+    assert "Stories that" not in plain and "decoding" not in plain and "## Stages" not in plain
+    facts = replace(FACTS, decoding=Decoding(16, 6100.0, 16 / 6100, 1 << 20, 0.25, "L2"),
+                    stories=[Figure("grammatical", 0.97, 0.012), Figure("novel", 1.0, 0.0)])
+    failed = [replace(SCORES[0], failures=(Failure("Spell a|b.", "a-b", "a-`c`"),)), SCORES[1]]
+    report = write_report(tmp_path / "plain", facts, MODEL, History(), failed).read_text()
+    assert "| decoding | 6,100 tokens/s with 16 replies at once, 25% of the bandwidth of L2 |" in (
+        report)
+    assert "## Stories that it tells" in report and "| grammatical | 0.970 ± 0.012 |" in report
+    assert "- spell: Spell a|b. (right: `a-b`, given: `a-`c``)" in report
+    kept = json.loads((tmp_path / "plain" / "results.json").read_text())["scores"]["spell"]
+    assert kept["failures"] == [{"question": "Spell a|b.", "expected": "a-b", "given": "a-`c`"}]
+    assert kept["standard_error"] == pytest.approx(math.sqrt(0.9 * 0.1 / 10))
 
 
 def test_without_exams_and_practice_there_is_the_end_alone(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from gossamer.chat import sandbox
 from gossamer.chat.sandbox import Limits, run_program
 
 QUICK = Limits(seconds=2.0)
@@ -72,6 +73,47 @@ def test_no_network() -> None:
         server.settimeout(0.1)
         with pytest.raises(TimeoutError):
             server.accept()
+
+
+def test_it_changes_nothing_outside_its_folder(tmp_path: Path) -> None:
+    kept = tmp_path / "kept.txt"
+    kept.write_text("mine")
+    place, file = repr(str(tmp_path)), repr(str(kept))
+    for source in (f"open({file}, 'w')", f"open({file}, 'r+').write('x')",
+                   f"import os; os.remove({file})", f"import os; os.rename({file}, 'here')",
+                   f"import os; os.open({file}, os.O_WRONLY | os.O_TRUNC)",
+                   f"import pathlib; pathlib.Path({file}).unlink()",
+                   f"import pathlib; pathlib.Path({file}).write_text('x')",
+                   f"import shutil; shutil.rmtree({place})", f"import os; os.mkdir({place} + '/a')",
+                   f"import os; os.symlink({place}, 'here'); open('here/kept.txt', 'w')",
+                   f"import os; os.chdir({place}); open('kept.txt', 'w')"):
+        outcome = run_program(source, QUICK)
+        assert not outcome.ok and "PermissionError" in outcome.error, source
+    assert kept.read_text() == "mine" and [p.name for p in tmp_path.iterdir()] == ["kept.txt"]
+    inside = run_program("import os, pathlib, tempfile\npathlib.Path('a').write_text('x')\n"
+                         "os.mkdir('b'); os.rename('a', 'b/a'); os.remove('b/a'); os.rmdir('b')\n"
+                         "with tempfile.TemporaryFile() as f: f.write(b'y')\nprint(os.listdir())")
+    assert inside.output == "[]\n", inside.error
+
+
+def test_it_starts_no_other_program() -> None:
+    for source in ("import subprocess; subprocess.run(['true'])", "import os; os.system('true')",
+                   "import os, sys; os.execv(sys.executable, ['x'])",
+                   "import ctypes; ctypes.CDLL(None)"):
+        outcome = run_program(source, QUICK)
+        assert not outcome.ok and "not in here" in outcome.error, source
+
+
+def test_without_posix_the_clock_and_the_hook_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows: no `resource`, no namespaces, no process groups."""
+    blind = "import sys; sys.modules['resource'] = sys.modules['ctypes'] = None\n"
+    monkeypatch.setattr(sandbox, "_FENCE", blind + sandbox._FENCE)
+    monkeypatch.delattr(os, "killpg", raising=False)
+    assert run_program("print(1)", QUICK).output == "1\n"
+    assert run_program("while True: pass", Limits(seconds=0.5)).timed_out
+    for source in ("import socket; socket.socket()", "import os; os.system('true')",
+                   "open('../outside', 'w')"):
+        assert not run_program(source, QUICK).ok, source
 
 
 @LINUX

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,13 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from gossamer.chat.card import Table
+from gossamer.chat.checkpoint import find_run
 from gossamer.chat.evaluate import Score, mean_score
 from gossamer.core.errors import CheckpointError
 from gossamer.data.safetensors import write_atomically
 
 __all__ = ["Difference", "compare_scores", "comparison_table", "print_table", "read_results",
-           "write_results"]
+           "results_folder", "write_results"]
 
 LEVEL = 0.05  # chance of calling any equal tasks different
 _FILE = "results.json"
@@ -53,10 +54,35 @@ class Difference:
 
 
 def write_results(folder: Path, scores: Sequence[Score], facts: Mapping[str, Any]) -> None:
-    """Keep a run's scores as `results.json`, from which others compare themselves with it."""
-    rows = {s.task: {"right": s.right, "asked": s.asked} for s in scores}
+    """Keep a run's scores as `results.json`, from which others compare themselves with it.
+
+    Each with its standard error and the failures that were kept: what was asked, what is right,
+    what was given.
+    """
+    rows = {}
+    for s in scores:
+        row: dict[str, Any] = {"right": s.right, "asked": s.asked, "accuracy": s.accuracy,
+                               "standard_error": s.standard_error}
+        if s.baseline:
+            row |= {"baseline": s.baseline, "centred": s.centred, "centred_error": s.centred_error}
+        if s.figures:
+            row["figures"] = [asdict(figure) for figure in s.figures]
+        rows[s.task] = {**row, "failures": [asdict(failure) for failure in s.failures]}
     with write_atomically(folder / _FILE) as file:
-        file.write(json.dumps({"scores": rows, **facts}, indent=2).encode())
+        file.write(json.dumps({"scores": rows, **facts}, indent=2, ensure_ascii=False).encode(
+            "utf-8", "backslashreplace"))
+
+
+def results_folder(root: Path, name: str) -> Path:
+    """Where the results of a run are, or those that `gossamer eval` wrote into a folder.
+
+    Raises:
+        CheckpointError: there is no such run.
+    """
+    for folder in (Path(name), root / name):
+        if (folder / _FILE).is_file():
+            return folder
+    return find_run(root, name)
 
 
 def read_results(folder: Path) -> list[Score]:
@@ -68,7 +94,8 @@ def read_results(folder: Path) -> list[Score]:
     path = folder / _FILE
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))["scores"]
-        return [Score(task, int(row["right"]), int(row["asked"])) for task, row in rows.items()]
+        return [Score(task, int(row["right"]), int(row["asked"]),
+                      baseline=float(row.get("baseline", 0.0))) for task, row in rows.items()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"compare: {path} is missing or damaged ({error}); a run that came to its end has "

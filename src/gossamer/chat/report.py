@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import math
 import platform
 import sys
 from collections.abc import Mapping, Sequence
@@ -30,15 +31,16 @@ from gossamer.chat.card import (
     to_markdown,
 )
 from gossamer.chat.compare import comparison_table, read_results, write_results
-from gossamer.chat.evaluate import Score, mean_score
-from gossamer.chat.message import pieces_of, shown
+from gossamer.chat.evaluate import Failure, Figure, Score, mean_score
+from gossamer.chat.exercises import Drawing
 from gossamer.chat.progress import clock_text
+from gossamer.chat.speed import Decoding
 from gossamer.chat.tasks import TASKS
 from gossamer.chat.train import History
 from gossamer.core.errors import CheckpointError
 from gossamer.models.gpt import GPT
 
-__all__ = ["RunFacts", "check_drawing", "write_report"]
+__all__ = ["RunFacts", "check_drawing", "scores_table", "write_examination", "write_report"]
 
 resource: ModuleType | None = None
 with contextlib.suppress(ModuleNotFoundError):  # Windows has none
@@ -59,6 +61,9 @@ class RunFacts:
         phases: (name, seconds) of each phase, in order.
         samples: (question, reply) pairs as the finished model decodes them.
         settings: (name, value) lines.
+        decoding: how fast the finished model decodes, if it was measured.
+        stories: figures on stories that it told (shares that are grammatical, consistent and
+            novel, excess bits a byte), if they were measured.
     """
 
     name: str
@@ -66,6 +71,8 @@ class RunFacts:
     phases: Sequence[tuple[str, float]]
     samples: Sequence[tuple[str, str]]
     settings: Sequence[tuple[str, str]]
+    decoding: Decoding | None = None
+    stories: Sequence[Figure] = ()
 
 
 def check_drawing() -> None:
@@ -96,7 +103,9 @@ def write_report(
         Picture(folder / "curves.png", "Loss and accuracy over time"),
         _score_table(scores, history),
         *_practice_line(history),
+        *_stories(facts.stories),
         *_against_the_last(folder, scores),
+        *_stages(model, history),
         *_figures(facts, model, history),
         *_samples(facts),
         *_failures(scores),
@@ -132,18 +141,53 @@ def _score_table(scores: Sequence[Score], history: History) -> Table:
     rows = []
     for score in scores:
         doc = TASKS[score.task].doc if score.task in TASKS else ""
-        before = (exam.get(score.task, [0, 0]) for _, exam in earlier)
-        reached = (f"{right / asked:.3f}" if asked else "" for right, asked in before)
-        rows.append((score.task, doc, *reached, f"{score.accuracy:.3f} ± "
-                     f"{score.standard_error:.3f} ({score.right}/{score.asked})"))
+        before = (_stood(exam.get(score.task, [0, 0])) for _, exam in earlier)
+        rows.append((score.task, doc, *before, f"{_share(score)} ({score.right}/{score.asked})"))
     mean, error = mean_score(scores)
-    rows.append(("**mean**", "", *(f"{_mean(exam):.3f}" for _, exam in earlier),
+    rows.append(("**mean**", "", *(_stood_mean(exam) for _, exam in earlier),
                  f"**{mean:.3f} ± {error:.3f}**"))
     return Table(("task", "what", *(name for name, _ in earlier), "exact match"), tuple(rows))
 
 
-def _mean(exam: Mapping[str, Sequence[int]]) -> float:
-    return sum(right / asked for right, asked in exam.values()) / max(1, len(exam))
+def _share(score: Score) -> str:
+    return f"{score.accuracy:.3f} ± {score.standard_error:.3f}"
+
+
+def _stood(exam: Sequence[int]) -> str:
+    """What an earlier exam gave; it may not have asked this task."""
+    right, asked = exam
+    return _share(Score("", right, asked)) if asked else ""
+
+
+def _stood_mean(exam: Mapping[str, Sequence[int]]) -> str:
+    mean, error = mean_score([Score(task, right, asked) for task, (right, asked) in exam.items()])
+    return f"{mean:.3f} ± {error:.3f}"
+
+
+def _stories(figures: Sequence[Figure]) -> list[Block]:
+    """What was computed of sampled stories, where their generator is known."""
+    if not figures:
+        return []
+    rows = tuple((f.name, f"{f.value:.3f} ± {f.error:.3f}") for f in figures)
+    return [Heading("Stories that it tells"), Table(("", "of the sampled ones"), rows)]
+
+
+def _stages(model: GPT, history: History) -> list[Block]:
+    """Time and FLOPs of each stage of the training; of practice the learning, not the replies."""
+    ends = [(stage, step, seconds) for stage, step, seconds, _ in history.exams]
+    if not ends or not history.steps:
+        return []
+    last_step, last_seconds = int(history.steps[-1][0]), history.steps[-1][1]
+    ends.append(("practise" if history.practice else "answer", last_step, last_seconds))
+    flops = history.tokens / max(1, last_step) * model.estimate_flops()  # a step
+    rows, began = list[tuple[str, ...]](), (0, 0.0)
+    for stage, step, seconds in ends:
+        steps, taken = step - began[0], seconds - began[1]
+        if steps > 0:
+            rows.append((stage, f"{steps:,}", clock_text(taken), f"{steps * flops:.2e}",
+                         f"{steps * flops / taken / 1e9:.0f}" if taken > 0 else ""))
+        began = (step, seconds)
+    return [Heading("Stages"), Table(("stage", "steps", "time", "FLOPs", "GFLOP/s"), tuple(rows))]
 
 
 def _practice_line(history: History) -> list[Block]:
@@ -178,9 +222,17 @@ def _figures(facts: RunFacts, model: GPT, history: History) -> list[Block]:
         ("memory", f"{_peak_memory() / 1e6:,.0f} MB at most, Python and compiler included"),
         ("energy", f"about {total * facts.threads * _WATTS / 3600:.1f} Wh, if a busy core draws "
                    f"{_WATTS:g} W"),
+        *_decoding(facts.decoding),
         *facts.settings,
     ]
     return [Heading("Figures"), Table(("", ""), tuple(rows))]
+
+
+def _decoding(found: Decoding | None) -> list[tuple[str, str]]:
+    if found is None:
+        return []
+    return [("decoding", f"{found.tokens_per_second:,.0f} tokens/s with {found.rows} replies at "
+                         f"once, {found.share:.0%} of the bandwidth of {found.level}")]
 
 
 def _peak_memory() -> int:
@@ -197,13 +249,53 @@ def _samples(facts: RunFacts) -> list[Block]:
 
 
 def _failures(scores: Sequence[Score]) -> list[Block]:
-    lines = []
-    for score in scores:
-        for question in score.failures:
-            answer = "".join(map(shown, pieces_of(question.answer)))
-            lines.append(f"{score.task}: {_one_line(question.text)} "
-                         f"(right: `{_one_line(answer)}`)")
-    return [Heading("Questions that went wrong"), Items(tuple(lines))] if lines else []
+    lines = tuple(_failure(score.task, failure) for score in scores for failure in score.failures)
+    return [Heading("Questions that went wrong"), Items(lines)] if lines else []
+
+
+def _failure(task: str, failure: Failure) -> str:
+    given = f", given: `{_one_line(failure.given)}`" if failure.given else ""
+    return (f"{task}: {_one_line(failure.question)} "
+            f"(right: `{_one_line(failure.expected)}`{given})")
+
+
+def write_examination(folder: Path, model: Path, scores: Sequence[Score], drawing: Drawing
+                      ) -> Path:
+    """Write `report.md` and `report.html` of an evaluation; `results.json` is `write_results`'.
+
+    Returns:
+        The path of report.md.
+    """
+    drawn = (f"{drawing.samples} replies a question, drawn at temperature "
+             f"{drawing.temperature:g}" if drawing.temperature else "the likeliest tokens")
+    blocks: list[Block] = [
+        Heading(f"What {model.name} can do", 1),
+        Paragraph(f"The model in `{model}`, {sum(s.asked for s in scores)} questions; where "
+                  f"replies are decoded, {drawn}. Errors are standard errors."),
+        scores_table(scores), *_failures(scores),
+    ]
+    (folder / "report.html").write_text(to_html(blocks), "utf-8", "backslashreplace")
+    path = folder / "report.md"
+    path.write_text(to_markdown(blocks), "utf-8", "backslashreplace")
+    return path
+
+
+def scores_table(scores: Sequence[Score]) -> Table:
+    """A row a task: its share, what that is above guessing, and what else was measured."""
+    centred = any(s.baseline for s in scores)
+    rows = list[tuple[str, ...]]()
+    for s in scores:
+        above = [f"{s.centred:.3f} ± {s.centred_error:.3f}"] if centred else []
+        rows.append((s.task, f"{s.right}/{s.asked}", _share(s), *above))
+        rows += [(f"{s.task}, {f.name}", "", f"{f.value:.3f} ± {f.error:.3f}", *([""] * centred))
+                 for f in s.figures]
+    if len(scores) > 1:
+        mean, error = mean_score(scores)
+        over = sum(s.centred for s in scores) / len(scores)
+        spread = math.hypot(*(s.centred_error for s in scores)) / len(scores)
+        above = [f"**{over:.3f} ± {spread:.3f}**"] if centred else []
+        rows.append(("**mean**", "", f"**{mean:.3f} ± {error:.3f}**", *above))
+    return Table(("task", "right", "share", *(["above guessing"] if centred else [])), tuple(rows))
 
 
 def _one_line(text: str) -> str:

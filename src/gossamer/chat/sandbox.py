@@ -1,10 +1,12 @@
 """Run a program that a model wrote, in a process that can do little harm. Layer 7.
 
 The program gets a process and an empty folder of its own, a bounded time, memory, file size and
-output, no environment, no input and no network. On Linux the network is taken away by a namespace
-of its own where the kernel lets us, and everywhere the doors of Python's socket module are closed
-before the program starts. This keeps accidents in; it is no wall against somebody who knows what
-he does, and the words of strangers should be run in a container.
+output, no environment, no input and no network. An audit hook, which Python has on every system and
+which nothing in Python removes, refuses sockets, other programs, foreign code and changes to files
+outside the folder. Linux adds a namespace without network where the kernel lets us, POSIX its
+limits; Windows has neither `resource` nor process groups, so there the parent's clock and the hook
+are what holds. This keeps accidents in; it is no wall against somebody who knows what he does, and
+the words of strangers should be run in a container.
 
 Source: the fences of OpenAI's HumanEval (Chen et al. 2021), without `signal.alarm`, which Windows
 lacks: the clock is the parent's.
@@ -28,9 +30,9 @@ _CHUNK = 1 << 12
 # Nothing of ours; Windows starts no process without the place of its system.
 _ENVIRONMENT = {"SYSTEMROOT": r"C:\Windows"} if os.name == "nt" else {}
 
-# Runs first in the child: {limits} is filled in, the program comes on standard input.
+# Runs first in the child: the limits are its argument, the program comes on standard input.
 _FENCE = r"""
-import sys, json
+import sys, json, os
 limits = json.loads(sys.argv[1])
 source = sys.stdin.buffer.read().decode("utf-8", "surrogatepass")
 try:
@@ -40,25 +42,41 @@ try:
         try:
             r.setrlimit(getattr(r, name), (value, value))
         except (AttributeError, ValueError, OSError):
-            pass
-except ModuleNotFoundError:
-    pass
+            pass  # a system that knows the limit but does not let it be set
+except ImportError:
+    pass  # Windows
 try:
     import ctypes
     ctypes.CDLL(None).unshare(0x10000000 | 0x40000000)  # a user's and a network's namespace
     del ctypes
 except Exception:
-    pass
-import socket, _socket
-def closed(*args, **kwargs):
-    raise PermissionError("no network in here")
-for module in (socket, _socket):
-    for name in ("socket", "SocketType", "create_connection", "create_server", "socketpair",
-                 "getaddrinfo", "gethostbyname", "gethostbyaddr", "fromfd"):
-        if hasattr(module, name):
-            setattr(module, name, closed)
+    pass  # not Linux, or a kernel that refuses
+def fence(here, inside, separator, refused, changed, opened_to_write):
+    def hook(event, args):
+        if event.startswith(refused):
+            raise PermissionError(f"not in here: {event}")
+        if event == "open":
+            paths = args[:1] if args[2] & opened_to_write else ()
+        else:
+            paths = args[:2] if event in changed else ()
+        for path in paths:
+            path = path.__fspath__() if hasattr(path, "__fspath__") else path
+            if isinstance(path, (str, bytes)):
+                text = path.decode("utf-8", "replace") if isinstance(path, bytes) else path
+                whole = inside(text)
+                if whole != here and not whole.startswith(here + separator):
+                    raise PermissionError(f"outside of its folder: {text}")
+    return hook
+sys.addaudithook(fence(
+    os.path.realpath(os.getcwd()), os.path.realpath, os.sep,
+    ("socket.", "subprocess.", "os.system", "os.exec", "os.posix_spawn", "os.spawn",
+     "os.startfile", "os.kill", "ctypes.", "winreg.", "_winapi.", "webbrowser.",
+     "ftplib.", "smtplib.", "urllib.", "pty.", "signal.pthread_kill"),
+    frozenset(("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink",
+               "os.truncate", "os.chmod", "os.chown", "os.utime", "os.setxattr", "os.chdir",
+               "shutil.rmtree", "shutil.move", "shutil.copyfile", "shutil.copytree")),
+    os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND))
 sys.argv = ["program"]
-del module, name, closed
 exec(compile(source, "program", "exec"), {"__name__": "__main__", "__builtins__": __builtins__})
 """
 
@@ -136,14 +154,15 @@ def run_program(source: str, limits: Limits | None = None) -> Outcome:
 
 
 def _wait(process: subprocess.Popen[bytes], seconds: float) -> bool:
-    """Wait for the end; whether the clock had to make one. Children of the program go with it."""
+    """Wait for the end; whether the clock had to make one. On POSIX its children go with it;
+    elsewhere it could start none."""
     try:
         process.wait(timeout=seconds)
         timed_out = False
     except subprocess.TimeoutExpired:
         timed_out = True
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        if os.name == "posix":
+        if hasattr(os, "killpg"):
             os.killpg(process.pid, 9)
         else:
             process.kill()
