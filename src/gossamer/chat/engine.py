@@ -185,11 +185,13 @@ class Engine:
                 f"Engine: the prompt has {count} tokens; it must have between 1 and "
                 f"{self.context - 1} to leave room for a reply. Shorten it."
             )
-        if not all(0 <= i < vocab for i in request.ids):
-            raise ValueError(
-                f"Engine: the prompt has token {max(request.ids, key=abs)}; the model knows "
-                f"0 to {vocab - 1}. Encode it with the model's own tokenizer."
-            )
+        for token in request.ids:
+            if not 0 <= token < vocab:
+                shown = str(token) if abs(token) < 1 << 63 else "of more than 64 bits"
+                raise ValueError(
+                    f"Engine: the prompt has token {shown}; the model knows 0 to {vocab - 1}. "
+                    "Encode it with the model's own tokenizer."
+                )
 
     def submit(self, request: Request) -> Reply:
         """Queue a request that `check` lets pass."""

@@ -10,7 +10,6 @@ Source: OpenAI's API reference for chat completions and completions; `top_k`, `m
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,8 @@ from typing import Any
 from gossamer.chat.engine import Sampling
 from gossamer.chat.message import Message, words_of
 
-__all__ = ["ApiError", "Asked", "chat_messages", "completion_prompts", "parse", "read_json"]
+__all__ = ["ApiError", "Asked", "chat_messages", "check_media_type", "completion_prompts", "parse",
+           "read_json"]
 
 MOST_COPIES = 16  # n
 MOST_STOPS = 4
@@ -68,6 +68,18 @@ class Asked:
     echo: bool
 
 
+def check_media_type(given: str | None) -> None:
+    """Refuse a Content-Type that says something else than JSON; none at all is taken for JSON.
+
+    Raises:
+        ApiError: it does.
+    """
+    kind = (given or "application/json").partition(";")[0].strip().lower()
+    if kind != "application/json" and not kind.endswith("+json"):
+        raise ApiError(415, f"Content-Type is {_shown(given)}; it must be application/json.",
+                       "Content-Type")
+
+
 def read_json(body: bytes) -> dict[str, Any]:
     """The body as an object.
 
@@ -109,6 +121,10 @@ def parse(body: dict[str, Any], defaults: Sampling, chat: bool) -> Asked:
     limit = "max_completion_tokens" if body.get("max_completion_tokens") is not None \
         else "max_tokens"
     options = _dict(body, "stream_options")
+    truncation = _text(body, "truncation")
+    if truncation not in (None, "auto", "disabled"):
+        raise ApiError(400, f"truncation is {_shown(truncation)}; it must be auto or disabled.",
+                       "truncation")
     return Asked(
         Sampling(_number(body, "temperature", defaults.temperature, 0.0, 2.0),
                  _whole(body, "top_k", defaults.top_k, 0, 2**31),
@@ -116,7 +132,7 @@ def parse(body: dict[str, Any], defaults: Sampling, chat: bool) -> Asked:
                  _number(body, "min_p", defaults.min_p, 0.0, 1.0)),
         seed, _whole(body, limit, 1 << 30 if chat else 16, 1, 1 << 30), copies, _stops(body),
         _alternatives(body, chat), _flag(body, "stream"), _flag(options, "include_usage"),
-        _text(body, "model"), _text(body, "truncation") == "auto", _flag(body, "echo"))
+        _text(body, "model"), truncation == "auto", _flag(body, "echo"))
 
 
 def chat_messages(body: dict[str, Any]) -> list[Message]:
@@ -205,8 +221,7 @@ def _number(body: dict[str, Any], name: str, default: float, low: float, high: f
     value = body.get(name)
     if value is None:
         return default
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) \
-            or not low <= value <= high:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
         raise ApiError(400, f"{name} is {_shown(value)}; it must be a number from {low:g} to "
                        f"{high:g}.", name)
     return float(value)

@@ -32,6 +32,7 @@ from gossamer.server.api import (
     ApiError,
     Asked,
     chat_messages,
+    check_media_type,
     completion_prompts,
     parse,
     read_json,
@@ -180,7 +181,8 @@ class _Api:
 
     def _check_model(self, name: str | None) -> None:
         if name is not None and name != self.served.name:
-            raise ApiError(404, f"The model {name!r} is not here; this server has "
+            shown = name if len(name) <= 80 else name[:77] + "..."
+            raise ApiError(404, f"The model {shown!r} is not here; this server has "
                            f"{self.served.name!r}.", "model", "model_not_found")
 
     def _prompt(self, turns: list[Message], cut: bool) -> tuple[list[int], int]:
@@ -381,7 +383,8 @@ def _event(data: dict[str, Any]) -> str:
 
 
 async def _body(request: HTTPRequest) -> bytes:
-    """The body, if it is not too large."""
+    """The body, if it is JSON by its type and not too large."""
+    check_media_type(request.headers.get("content-type"))
     parts, size = [], 0
     try:
         async for part in request.stream():
@@ -400,13 +403,17 @@ async def _gone(request: HTTPRequest) -> None:
         await asyncio.sleep(0.1)
 
 
-def _answer_error(_: HTTPRequest, error: Exception) -> Response:
+def _answer_error(request: HTTPRequest, error: Exception) -> Response:
     if isinstance(error, ApiError):
         return JSONResponse(error.body(), error.status)
     if isinstance(error, HTTPException):
-        made = ApiError(error.status_code, {404: "There is nothing at this address.",
-                                            405: "This address does not take this method."}.get(
-                                                error.status_code, error.detail))
+        path = request.url.path if len(request.url.path) <= 80 else request.url.path[:77] + "..."
+        made = ApiError(error.status_code, {
+            404: f"There is nothing at {path}. The API is at /v1/chat/completions, "
+                 "/v1/completions, /v1/models and /health; the page is at /.",
+            405: f"{path} does not take {request.method}. It takes "
+                 f"{(error.headers or {}).get('Allow', 'another method')}.",
+        }.get(error.status_code, error.detail))
         return JSONResponse(made.body(), error.status_code, error.headers)
     made = ApiError(500, "The server failed; its log says why.")
     return JSONResponse(made.body(), 500)
