@@ -25,7 +25,14 @@ from gossamer.chat.checkpoint import find_checkpoint, find_run, latest, load_mod
 from gossamer.chat.corpus import Corpus, find_shards, pin
 from gossamer.chat.curriculum import Curriculum, tokenizer_corpus
 from gossamer.chat.engine import Engine
-from gossamer.chat.evaluate import Score, bits_per_byte, evaluate, mean_score, question_set
+from gossamer.chat.evaluate import (
+    Score,
+    bits_per_byte,
+    evaluate,
+    mean_score,
+    question_set,
+    with_replies,
+)
 from gossamer.chat.interrupt import (
     Interrupted,
     command,
@@ -36,6 +43,7 @@ from gossamer.chat.interrupt import (
 from gossamer.chat.progress import Display, clock_text
 from gossamer.chat.report import RunFacts, check_drawing, write_report
 from gossamer.chat.schedule import Schedule
+from gossamer.chat.speed import decoding
 from gossamer.chat.tasks import TASKS
 from gossamer.chat.terminal import ChatSession, run_chat
 from gossamer.chat.tokenizer import Tokenizer
@@ -51,6 +59,7 @@ _RESERVE_SECONDS = (3.0, 30.0)  # ... within these bounds
 _VOCABULARY, _LARGER_VOCABULARY = 1024, 2048  # of the tasks' words alone; with text of any kind
 _MEASURED_BYTES = 200_000  # of held-out text, a second of evaluation
 _GOING_ON = Schedule(warmup_steps=5, warmdown=1.0, final=0.0)  # of what was trained before
+_REPLIES = 16  # decoded at once: the failures' replies, and for the figure in the report
 _SAMPLE_TOKENS = 120  # a tale has about 90
 _SAMPLES = (
     "Hi!",
@@ -179,6 +188,7 @@ def _run(
     phases.done("train", before)
     _say(console, f"asking {options.questions} questions a task that it has never seen ...")
     scores = evaluate(trainer.model, trainer.tokenizer, questions)
+    scores = with_replies(Engine(trainer.model, _REPLIES), trainer.tokenizer, scores)
     phases.done("evaluate")
     engine = Engine(trainer.model, rows=1)
     samples = [(text, _reply(engine, trainer.tokenizer, text)) for text in _SAMPLES]
@@ -396,7 +406,8 @@ def _facts(
     rows = [("settings", row)]
     if corpus is not None:
         rows.append(("data", _data_line(trainer, corpus)))
-    return RunFacts(trainer.folder.name, gs.get_num_threads(), phases.times, samples, rows)
+    speed = decoding(trainer.model, _REPLIES)
+    return RunFacts(trainer.folder.name, gs.get_num_threads(), phases.times, samples, rows, speed)
 
 
 def _data_line(trainer: Trainer, corpus: Corpus) -> str:
