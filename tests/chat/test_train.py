@@ -96,16 +96,17 @@ def newest(folder: Path) -> Path:
     return found
 
 
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-@pytest.mark.parametrize("own_text", [False, True])
+@pytest.mark.parametrize(("optimizer", "own_text", "dtype"), [
+    ("muon", False, "float32"), ("muon", True, "bfloat16"), ("muon", False, "bfloat16"),
+    ("adamw", True, "float32"), ("adamw", False, "bfloat16")])
 def test_resumed_equals_uninterrupted_bit_for_bit(
-    tokenizer: Tokenizer, tmp_path: Path, optimizer: str, own_text: bool
+    tokenizer: Tokenizer, tmp_path: Path, optimizer: str, own_text: bool, dtype: str
 ) -> None:
     """Across the switch of stages and two quizzes: stopped after 7 steps, or in one go."""
     data = tmp_path / "own.txt" if own_text else None
     if data is not None:
         data.write_text("<|endoftext|>".join(f"This is text {i}." for i in range(200)))
-    base = replace(SETTINGS, optimizer=optimizer, max_steps=26)
+    base = replace(SETTINGS, optimizer=optimizer, max_steps=26, dtype=dtype)
     straight = make_trainer(tokenizer, tmp_path / "a", base, data)
     straight.run()
     make_trainer(tokenizer, tmp_path / "b", replace(base, max_steps=7), data).run()
@@ -118,6 +119,31 @@ def test_resumed_equals_uninterrupted_bit_for_bit(
     assert second.curriculum.weights == straight.curriculum.weights
     assert len(straight.history.quizzes) == len(second.history.quizzes) == 2
     assert straight.history.tokens == second.history.tokens == 26 * 2 * 128
+
+
+def test_products_in_bfloat16_keep_weights_and_states_in_float32(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """The losses differ, by rounding: the products are of another dtype, and nothing else is."""
+    runs = {}
+    for dtype in ("float32", "bfloat16"):
+        trainer = make_trainer(tokenizer, tmp_path / dtype, replace(SETTINGS, dtype=dtype,
+                                                                     max_steps=6))
+        runs[dtype] = [loss for *_, loss in trainer.run().steps]
+        states = [x for o in trainer.optimizers for s in o.state.values() for x in s.values()]
+        kept = [*trainer.model.parameters(), *(x for x in states if isinstance(x, gs.Tensor))]
+        assert len(kept) > 20 and {x.dtype for x in kept if x.is_floating_point()} == {gs.float32}
+    assert runs["float32"] != runs["bfloat16"]
+    assert runs["bfloat16"] == pytest.approx(runs["float32"], rel=0.01)
+
+
+def test_borders_can_be_left_out(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Then an example sees those before it in its row, and the losses are others."""
+    losses = [[loss for *_, loss in make_trainer(
+        tokenizer, tmp_path / str(borders), replace(SETTINGS, borders=borders, max_steps=4)
+    ).run().steps] for borders in (True, False)]
+    assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-6)  # blocks begin as the identity
+    assert losses[0][3] != losses[1][3]
 
 
 def test_accumulated_batches_have_the_gradient_of_one_big_batch(

@@ -24,6 +24,7 @@ import gossamer as gs
 from gossamer.chat.checkpoint import find_checkpoint, find_run, latest, load_model
 from gossamer.chat.corpus import Corpus, find_shards, pin
 from gossamer.chat.curriculum import Curriculum, tokenizer_corpus
+from gossamer.chat.dial import Dial, turn
 from gossamer.chat.engine import Engine
 from gossamer.chat.evaluate import (
     Score,
@@ -50,13 +51,14 @@ from gossamer.chat.tokenizer import Tokenizer
 from gossamer.chat.train import Trainer, TrainSettings, check_optimizer
 from gossamer.core.errors import CheckpointError
 from gossamer.data.safetensors import write_atomically
-from gossamer.models.gpt import GPT, GPTConfig
+from gossamer.models.gpt import GPT
 
 __all__ = ["SpeedrunOptions", "plan", "speedrun"]
 
 _RESERVE_SHARE = 0.06  # of the minutes for evaluation and report ...
 _RESERVE_SECONDS = (3.0, 30.0)  # ... within these bounds
-_VOCABULARY, _LARGER_VOCABULARY = 1024, 2048  # of the tasks' words alone; with text of any kind
+# What a run had whose `run.json` does not say: such a run goes on as it began.
+_BEFORE_THE_DIAL: dict[str, Any] = {"dtype": "float32", "borders": False}
 _MEASURED_BYTES = 200_000  # of held-out text, a second of evaluation
 _GOING_ON = Schedule(warmup_steps=5, warmdown=1.0, final=0.0)  # of what was trained before
 _REPLIES = 16  # decoded at once: the failures' replies, and for the figure in the report
@@ -89,6 +91,10 @@ class SpeedrunOptions:
         lr_scale: factor on every learning rate.
         clip: largest gradient norm, 0 = none.
         depth: layers of the model, its width is 32 times that; 0 = by the minutes.
+        tokens: that the run is foreseen to see; 0 = by the measured speed.
+        dtype: of products: "float32", "bfloat16", or "auto", what the machine is faster at.
+        borders: whether attention ends where one example ends and the next begins.
+        without, having: features of the model switched off or on, of `models.gpt.SWITCHES`.
         data: a person's own files and folders, to be read besides.
         practice: share of the training for reinforcement, at its end.
         start: a run, or one of its checkpoints, to go on from instead of from nothing.
@@ -107,6 +113,11 @@ class SpeedrunOptions:
     lr_scale: float = 1.0
     clip: float = 0.0
     depth: int = 0
+    tokens: int = 0
+    dtype: str = "auto"
+    borders: bool = True
+    without: tuple[str, ...] = ()
+    having: tuple[str, ...] = ()
     data: tuple[str, ...] = ()
     practice: float = 0.0
     start: str = ""
@@ -117,14 +128,15 @@ class SpeedrunOptions:
     root: Path = Path("runs")
 
 
-def plan(options: SpeedrunOptions, vocab_size: int) -> GPTConfig:
-    """The largest model that sees enough tokens in the time on two cores.
+def plan(options: SpeedrunOptions) -> tuple[SpeedrunOptions, Dial]:
+    """The options with what was left to the machine decided, and what follows from them.
 
-    Ten minutes at 60 to 120 GFLOP/s are 3e13 to 6e13 FLOPs: four layers of 128 see 4 to 8 million
-    tokens. From half an hour on, six layers of 192 (three times the cost a token) learn more.
+    A resumed run finds everything decided, so it goes on with the same settings on any machine.
     """
-    depth = options.depth or (4 if options.minutes < 25 else 6)
-    return GPTConfig(vocab_size=vocab_size, n_layer=depth, n_head=depth, n_embd=32 * depth)
+    dial = turn(options.minutes, options.depth, tokens=options.tokens, steps=options.steps,
+                own_text=bool(options.data), dtype=options.dtype)
+    dial.config(off=options.without, on=options.having)  # refuses what there is not
+    return replace(options, depth=dial.depth, tokens=dial.tokens, dtype=dial.dtype), dial
 
 
 def speedrun(
@@ -250,6 +262,7 @@ def _begin(
     started = clock()
     length = f"{options.steps:,} steps" if options.steps else f"{options.minutes:g} minutes"
     options = replace(options, data=pin(options.data, console))  # a resume reads the same bytes
+    options, dial = plan(options)
     corpus = _corpus(options, console)
     gs.manual_seed(options.seed)
     if options.start:
@@ -260,8 +273,8 @@ def _begin(
         _say(console, f"{folder}: from nothing to a chat model in {length}; making the tasks and "
                       "the tokenizer ...")
         tokenizer = Tokenizer.train(tokenizer_corpus(TASKS, options.seed, corpus),
-                                    _VOCABULARY if corpus is None else _LARGER_VOCABULARY)
-        model = GPT(plan(options, tokenizer.vocab_size))
+                                    dial.vocabulary)
+        model = GPT(dial.config(tokenizer.vocab_size, off=options.without, on=options.having))
     total = options.minutes * 60
     low, high = _RESERVE_SECONDS
     reserve = min(max(_RESERVE_SHARE * total, low), high)
@@ -311,9 +324,9 @@ def _saved_options(folder: Path, given: SpeedrunOptions) -> SpeedrunOptions:
             "only --lr-scale, --clip and --save-every may change. Leave it out, or start a new run."
         )
     try:
-        saved = _saved(folder)[0]
-        saved |= {name: tuple(saved[name]) for name in ("data", "tasks", "attempts")
-                  if name in saved}  # lists in JSON
+        saved = {**_BEFORE_THE_DIAL, **_saved(folder)[0]}
+        lists = [f.name for f in fields(given) if isinstance(f.default, tuple)]  # so in JSON
+        saved |= {name: tuple(saved[name]) for name in lists if name in saved}
         return SpeedrunOptions(**{**saved, **changed, "root": given.root})
     except TypeError as error:  # an option that this version does not know
         raise _damaged(folder, error) from None
@@ -344,7 +357,9 @@ def _trainer(
         lr_scale=options.lr_scale, checkpoint_seconds=options.save_every, seed=options.seed,
         attempts=options.attempts, schedule=_GOING_ON if options.start else Schedule(),
         quizzes=0 if options.practice == 1.0 else TrainSettings.quizzes,
+        borders=options.borders,
     )
+    settings = plan(options)[1].settings(settings, model.config)
     tasks = {name: TASKS[name] for name in options.tasks} or TASKS
     read_share = 0.0 if options.start and corpus is None else None
     curriculum = Curriculum(tasks, tokenizer, about, corpus, read_share, options.practice)

@@ -33,8 +33,8 @@ from gossamer.chat.tokenizer import Tokenizer
 from gossamer.core.errors import CheckpointError, GossamerError
 from gossamer.models.gpt import GPT
 
-__all__ = ["History", "Trainer", "TrainingDiverged", "TrainSettings", "build_optimizers",
-           "check_optimizer"]
+__all__ = ["MATRIX_LR", "History", "Trainer", "TrainingDiverged", "TrainSettings",
+           "build_optimizers", "check_optimizer"]
 
 _SMOOTHING = 0.9  # of the loss shown
 _RATE_STEPS = 20  # steps over which tokens/s are measured
@@ -67,6 +67,8 @@ class TrainSettings:
         checkpoint_seconds: between checkpoints.
         borders: whether attention and smear end where an example begins; else an example sees
             those before it in its row.
+        dtype: of products and activations, "float32" or "bfloat16"; weights, gradients and the
+            optimizers' states are float32 either way.
         quizzes: how often in the run the tasks' weights are set anew.
         lr_scale: factor on every learning rate.
         max_steps: stop after so many steps (tests); 0 = by the clock alone.
@@ -87,6 +89,7 @@ class TrainSettings:
     attempts: tuple[int, int] = (8, 8)
     checkpoint_seconds: float = 60.0
     borders: bool = True
+    dtype: str = "float32"
     quizzes: int = 10
     lr_scale: float = 1.0
     max_steps: int = 0
@@ -94,7 +97,7 @@ class TrainSettings:
 
 
 # Learning rate of the blocks' matrices and, for AdamW, the factor on the other two.
-_MATRIX_LR = {"muon": 0.02, "adamw": 0.003}
+MATRIX_LR = {"muon": 0.02, "adamw": 0.003}
 _VALUE_LR = 0.5  # of the value embeddings, as a factor on the token embedding's
 _SMALL_LR = 0.05  # of smear and gates: from 0 to about 1 within the first hundred steps
 _STREAM_LR = 0.005  # of the factors on the stream: 100 times slower than others (nanochat)
@@ -233,14 +236,16 @@ class Trainer:
     def _train_step(self, ids: gs.Tensor, targets: gs.Tensor,
                     begins: gs.Tensor | None) -> gs.Tensor:
         """Forward, backward, clip, update: the function that is compiled as a whole."""
-        loss = self.model.loss(ids, targets, begins)
+        with self._products():
+            loss = self.model.loss(ids, targets, begins)
         loss.backward()
         self._update()
         return loss.detach()
 
     def _practice(self, ids: gs.Tensor, targets: gs.Tensor, advantages: gs.Tensor) -> gs.Tensor:
         """The same on the model's own attempts, and compiled as a whole too."""
-        loss, surprise = practice_loss(self.model, ids, targets, advantages)
+        with self._products():
+            loss, surprise = practice_loss(self.model, ids, targets, advantages)
         loss.backward()
         self._update()
         return surprise
@@ -251,9 +256,14 @@ class Trainer:
 
         `share` is its part of all supervised tokens, so the sum is the gradient of one big batch.
         """
-        loss = self.model.loss(ids, targets, begins) * share
+        with self._products():
+            loss = self.model.loss(ids, targets, begins) * share
         loss.backward()
         return loss.detach()
+
+    def _products(self) -> gs.autocast:
+        """The region in which products are of the settings' dtype."""
+        return gs.autocast("cpu", gs.bfloat16, enabled=self.settings.dtype == "bfloat16")
 
     def _update(self) -> None:
         """Clip, and step the optimizers."""
@@ -452,9 +462,9 @@ def _weakest(scores: Sequence[Score]) -> str:
 
 def check_optimizer(name: str) -> None:
     """Raise ValueError if there is no recipe for this optimizer."""
-    if name not in _MATRIX_LR:
+    if name not in MATRIX_LR:
         raise ValueError(
-            f"optimizer={name!r}: there is no recipe for it; choose one of {', '.join(_MATRIX_LR)}."
+            f"optimizer={name!r}: there is no recipe for it; choose one of {', '.join(MATRIX_LR)}."
         )
 
 
@@ -462,7 +472,7 @@ def build_optimizers(model: GPT, settings: TrainSettings) -> list[gs.optim.Optim
     """Muon on the blocks' matrices and AdamW on embedding and head, or AdamW on everything."""
     check_optimizer(settings.optimizer)
     matrices = model.matrix_parameters()
-    matrix_lr = settings.matrix_lr or _MATRIX_LR[settings.optimizer]
+    matrix_lr = settings.matrix_lr or MATRIX_LR[settings.optimizer]
     head = [] if model.head is None else [model.head.weight]
     embedding_lr = settings.embedding_lr if head else settings.head_lr  # tied: one table is both
     groups: list[tuple[list[gs.nn.Parameter], float]] = [
@@ -473,6 +483,8 @@ def build_optimizers(model: GPT, settings: TrainSettings) -> list[gs.optim.Optim
     tables = [{"params": params, "lr": lr} for params, lr in groups if params]
     adamw = gs.optim.AdamW(tables, betas=_ADAMW_BETAS, eps=1e-10, weight_decay=0.0)
     if settings.optimizer == "muon":
-        return [gs.optim.Muon(matrices, lr=matrix_lr, weight_decay=settings.weight_decay), adamw]
+        low = None if settings.dtype == "float32" else settings.dtype  # a name: checkpoints are JSON
+        return [gs.optim.Muon(matrices, lr=matrix_lr, weight_decay=settings.weight_decay,
+                              ns_dtype=low), adamw]
     return [gs.optim.AdamW(matrices, lr=matrix_lr, betas=(0.9, 0.98), eps=1e-10,
                            weight_decay=settings.weight_decay), adamw]

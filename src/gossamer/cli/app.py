@@ -25,6 +25,7 @@ from gossamer.chat.tokenizer import Tokenizer
 from gossamer.cli.evaluate import eval_command
 from gossamer.cli.tok import tok
 from gossamer.core.errors import GossamerError
+from gossamer.models.gpt import SWITCHES
 from gossamer.server.app import Served
 from gossamer.server.host import Host
 from gossamer.server.serve import bind, serve
@@ -99,8 +100,22 @@ def speedrun_command(
     ] = 0.0,
     depth: Annotated[
         int, typer.Option(min=0, max=32, metavar="N",
-                          help="Layers, each 32 x depth wide; 0: by the minutes.")
+                          help="Layers, each 32 x depth wide; 0: by the minutes and the machine.")
     ] = 0,
+    dtype: Annotated[
+        str, typer.Option(metavar="DTYPE", help="Of products: float32, bfloat16, or auto, what "
+                          "this machine is faster at.")
+    ] = "auto",
+    without: Annotated[
+        list[str] | None, typer.Option(metavar="FEATURE", help="Of the model, to leave out: "
+                                       f"{', '.join(SWITCHES)}; may be given several times.")
+    ] = None,
+    having: Annotated[
+        list[str] | None, typer.Option("--with", metavar="FEATURE", help="To switch on.")
+    ] = None,
+    borders: Annotated[
+        bool, typer.Option(help="Attention ends where one example in a row ends.")
+    ] = True,
     data: Annotated[
         list[str] | None,
         typer.Option(metavar="PATH", help="A file or folder of your own to read besides (txt, md, "
@@ -124,7 +139,8 @@ def speedrun_command(
     """From nothing to a chat model: data, tokenizer, training, test and report."""
     options = SpeedrunOptions(
         minutes, name, seed, questions, optimizer.value, lr_scale, clip, depth,
-        tuple(data or ()), practice, steps=steps, save_every=save_every, root=root
+        dtype=dtype, borders=borders, without=tuple(without or ()), having=tuple(having or ()),
+        data=tuple(data or ()), practice=practice, steps=steps, save_every=save_every, root=root
     )
     speedrun(options, resume=resume, chat=chat)
 
@@ -158,7 +174,7 @@ def practice_command(
     start = str(find_checkpoint(root, run))
     options = SpeedrunOptions(
         name=name, seed=seed, questions=questions, lr_scale=lr_scale, practice=1.0, start=start,
-        tasks=tuple(task or ()), attempts=attempts, steps=steps, root=root)
+        tasks=tuple(task or ()), attempts=attempts, steps=steps, dtype="float32", root=root)
     speedrun(options, chat=False)
 
 

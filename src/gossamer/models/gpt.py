@@ -127,6 +127,22 @@ class GPTConfig:
         short = self.windows[layer % len(self.windows)] == "S" and layer < self.n_layer - 1
         return -(-self.sequence_len // SHORT_SHARE) if short else 0
 
+    @property
+    def matrix_count(self) -> int:
+        """Parameters that are multiplied with: the blocks' matrices and the head."""
+        block = 2 * self.n_embd * (5 * self.n_embd + self.kv_heads * self.head_dim)
+        return self.n_layer * block + self.padded_vocab * self.n_embd
+
+    @property
+    def flops_per_token(self) -> int:
+        """FLOPs of training on one token: 6 a matrix parameter, 12 D T a layer for attention.
+
+        Kaplan et al. 2020, with the full T x T product counted as is the custom (T x window in a
+        window layer).
+        """
+        seen = sum(self.window(i) or self.sequence_len for i in range(self.n_layer))
+        return 6 * self.matrix_count + 12 * self.n_embd * seen
+
     def to_dict(self) -> dict[str, Any]:
         """The fields, for config.json."""
         return asdict(self)
@@ -436,15 +452,8 @@ class GPT(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     def estimate_flops(self) -> int:
-        """FLOPs of training on one token: 6 a matmul parameter, 12 D T a layer for attention.
-
-        Kaplan et al. 2020, with the full T x T product counted as is the custom (T x window in a
-        window layer).
-        """
-        matmul = sum(p.numel() for p in self.matrix_parameters()) + self.head_weight.numel()
-        c = self.config
-        seen = sum(c.window(i) or c.sequence_len for i in range(c.n_layer))
-        return 6 * matmul + 12 * c.n_embd * seen
+        """`GPTConfig.flops_per_token`."""
+        return self.config.flops_per_token
 
 
 def _rotary_angles(config: GPTConfig) -> gs.Tensor:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import gossamer.functional as gf
-from gossamer.core.dtype import float32
+from gossamer.core.dtype import as_dtype, float32
 from gossamer.core.errors import ShapeError
 from gossamer.optim.adam import adam_update, zero_moments
 from gossamer.optim.base import Group, Hyper, Optimizer, State
@@ -48,7 +48,7 @@ def orthogonalize(g: Tensor, steps: int = 5, dtype: Any = None) -> Tensor:
     Args:
         g: (..., m, n).
         steps: how many of the five quintic steps.
-        dtype: of the products (bfloat16 is enough where the machine is fast at it).
+        dtype: of the products, also by name (bfloat16 is enough where the machine is fast at it).
 
     Returns:
         (..., m, n) with singular values near 1, in g's dtype.
@@ -58,7 +58,7 @@ def orthogonalize(g: Tensor, steps: int = 5, dtype: Any = None) -> Tensor:
     if not 0 <= steps <= len(POLAR_EXPRESS):
         raise ValueError(f"orthogonalize: steps={steps}; there are {len(POLAR_EXPRESS)} steps.")
     x = g / (_frobenius(g) * 1.01 + _TINY)  # 1 %: singular values stay below 1 after rounding
-    x = x if dtype is None else x.to(dtype)
+    x = x if dtype is None else x.to(as_dtype(dtype))
     tall = g.shape[-2] > g.shape[-1]
     for a, b, c in POLAR_EXPRESS[:steps]:
         square = x.mT.matmul(x) if tall else x.matmul(x.mT)
@@ -232,7 +232,7 @@ class Muon(MuonAdamW):
         beta2: decay of the factored second moment.
         nesterov: look ahead along the momentum.
         ns_steps: quintic steps of the orthogonalisation, at most 5.
-        ns_dtype: dtype of its products.
+        ns_dtype: dtype of its products; a name ("bfloat16") can be saved as JSON.
 
     Differs from `torch.optim.Muon`, which has none of the parts after orthogonalisation.
     """
