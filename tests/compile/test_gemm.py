@@ -135,10 +135,10 @@ def test_results_do_not_depend_on_threads(shape: tuple[int, int, int, int, int])
             assert (c.view(np.int32) == results[0].view(np.int32)).all()
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", ["avx512", "avx2", "neon"])
 def test_many_items_share_one_packed_b(target: str) -> None:
     """Packed by a call before the product's, bit for bit as one item packs its own."""
-    m, n, k = 300, 260, 310
+    m, n, k = 300, 260, 1200
     rng = np.random.default_rng(3)
     for x, y, z in [("rows", "rows", "rows"), ("steps", "columns", "steps"),
                     ("columns", "heads", "columns")]:

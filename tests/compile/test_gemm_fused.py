@@ -132,7 +132,7 @@ def test_epilogue_sees_every_element_once(packed: str, target: str) -> None:
 @pytest.mark.parametrize("packed", ["", "b"])
 def test_a_shared_b_and_an_epilogue(packed: str, along: str) -> None:
     """Several threads: B, also a computed one, is packed once, whatever takes the blocks of C."""
-    s = Setup((1, 1, 300, 270, 310), packed, along)
+    s = Setup((1, 1, 300, 270, 950), packed, along)
     _, _, sm, _ = s.strides()
     out = Epilogue(epilogue_source(), (BufferRef(2), BufferRef(3), 0, 0, sm), (3,), (2,))
     calls = s.calls(out, replace(AVX512, threads=3))

@@ -259,7 +259,8 @@ def _name(cluster: Cluster, calls: Sequence[Call]) -> str:
     """`gemm 16x8x4 + add + gelu`: what a reader looks for first."""
     names = [m.op.name for m in cluster.members if m.op.kind != "movement"]
     if cluster.kind == "dot":
-        names = [calls[0].name, *names[1:]]
+        product = next(c for c in calls if not c.name.startswith("pack"))  # B may be packed before
+        names = [product.name, *names[1:]]
     elif cluster.kind != "loops":
         return calls[-1].name or cluster.kind
     words = list(dict.fromkeys(names))

@@ -38,7 +38,7 @@ _LINE, _PAGE = 64, 4096  # bytes
 _RUN = 16
 _SHARED = 16  # times L2: the largest B that is packed as a whole. It is read in order, so slowly
 # (128 bytes for each 14 x 32 multiply-adds of 56 rows) that even memory would keep up.
-_AGAIN = 250_000  # elements of B not packed again (15 us) that pay for a call that packs it
+_AGAIN = 1_000_000  # elements of B not packed again (60 us) that pay for a call that packs it
 _PARTS = 8  # items that a product with a long K should have, and the most parts of K
 _PART_K = 1024  # products in a part: the sum of the parts costs 1 / 64 of them
 _SERIAL = 400_000  # multiply-adds (4 us) below which waking a thread costs more than it saves
@@ -162,7 +162,7 @@ def _whole_product(p: Problem, tile: Tile, target: Target) -> list[Call]:
             "b_shared": Scratch(nbytes, key=("gemm packed", nbytes, *_buffers(p)))}
     product = _call(p, blocks, tile, target, core_source(tile), more)
     items = _ceil(p.k, blocks.kc) * _ceil(panels, group)
-    name = text_of("gemm pack {}x{}", p.k, p.n)
+    name = text_of("pack {}x{}", p.k, p.n)
     return [Call(pack_source(tile), product.words, items, 1, name, product.reads), product]
 
 
