@@ -21,7 +21,7 @@ from gossamer.tensor import DETACH, Tensor, leaf_node
 from gossamer.unchanged import Entry, content, entries_of
 from gossamer.watched import MODULE_TABLES, names_of
 
-__all__ = ["GradientGuard", "LeafGuard", "modules_seen", "names_read", "root_of",
+__all__ = ["GradientGuard", "LeafGuard", "adopt", "modules_seen", "names_read", "root_of",
            "settle_reachable", "still"]
 
 _SEARCHED = 10_000  # entries of a container that is searched for tensors
@@ -155,7 +155,7 @@ def settle_reachable(captured: Sequence[Any], tensors: Sequence[Tensor]) -> list
         elif not isinstance(x, (ModuleType, FunctionType)):  # a trainer that holds model and rest
             stack.extend(getattr(x, "__dict__", {}).values())
     for t in found:
-        _adopt(t)
+        adopt(t)
     roots = {id(root_of(t)): root_of(t) for t in found if not t.is_meta}
     for root in roots.values():
         root._version += 1
@@ -163,10 +163,11 @@ def settle_reachable(captured: Sequence[Any], tensors: Sequence[Tensor]) -> list
     return list(modules.values())
 
 
-def _adopt(t: Tensor) -> None:
+def adopt(t: Tensor) -> None:
     """Make a detached view the root of its storage if nobody else holds the old root.
 
-    `Parameter(x)` shares the storage of x; when x is gone, reading and writing need no detour.
+    `Parameter(x)` and `t.data = x` share the storage of x; when x is gone, reading and writing need
+    no detour.
     """
     base = t._base
     if not isinstance(base, Tensor) or base._base is not None:

@@ -8,7 +8,7 @@ call, and hands the results out; a state that nobody else looks at is written ov
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 from weakref import ref
 
@@ -18,6 +18,7 @@ from gossamer.core.references import getrefcount
 from gossamer.guards import (
     GradientGuard,
     LeafGuard,
+    adopt,
     modules_seen,
     names_read,
     root_of,
@@ -33,6 +34,7 @@ from gossamer.runtime.data import Data
 from gossamer.runtime.engine import Canonical
 from gossamer.runtime.plans import specialized_plan
 from gossamer.runtime.program import Program
+from gossamer.settled import Settled, settled
 from gossamer.structure import builder, flatten, unflatten
 from gossamer.tensor import LEAF, Shared, Tensor, leaf_node, view, wrap
 from gossamer.tracing import RunPlainly, Trace
@@ -60,15 +62,18 @@ class _State:
 
     Attributes:
         place: number of the program's input.
-        root: number of the root that replaces it, -1 if it is not written.
+        root: number of the root that may be written over it, -1 if there is none.
+        moves: how often it was not as the run before had left it.
+        seen: what it was then.
     """
 
-    __slots__ = ("dtype", "leaf", "place", "root", "shape", "tensor")
+    __slots__ = ("dtype", "leaf", "moves", "place", "root", "seen", "shape", "tensor")
 
     def __init__(self, tensor: Tensor, node: Node) -> None:
         self.tensor = tensor
         self.shape, self.dtype, self.leaf = node.shape, node.dtype, tensor._leaf
         self.place = self.root = -1
+        self.moves, self.seen = 0, (0, 0)
 
 
 class _Alias:
@@ -189,6 +194,8 @@ class Specialization:
         self.state: list[_State] = []
         self.held = spec  # objects count by identity: they must not die and be replaced
         self.inline = False
+        self.settled: Settled[_State] | None = None  # what the last run left
+        self._runs = 0
         functions = functions_behind(function)
         captured = [getattr(function, "__self__", None), function,
                     *(x for f in functions for x in captured_by(f))]
@@ -245,10 +252,9 @@ class Specialization:
         places = {s.place: s for s in self.state}
         self.shareable: list[_State] = []  # whose new value may be written over the old one
         for root, number in donate:
-            state = places[number]
-            state.root = root
             if (root, number) in compiled.shared:
-                self.shareable.append(state)
+                places[number].root = root
+                self.shareable.append(places[number])
 
     def _sort_sources(self, sources: list[Any]) -> None:
         """Where each input comes from, by kind; `constants` holds what is the same at each run."""
@@ -318,8 +324,15 @@ class Specialization:
         for guard in self.guards:
             if not guard.holds():
                 return False
-        for s in self.state:
+        settled = self.settled
+        if settled is not None and not settled.holds():
+            settled = None
+        for s in self.state if settled is None else settled.moving:
             t = s.tensor
+            if isinstance(t._base, Tensor) and id(t) in self.changed:  # it was a root
+                adopt(t)
+                if t._base is not None:
+                    return False
             node = t._node
             if node.dtype is not s.dtype or t._leaf is not s.leaf or node.shape != s.shape:
                 return False
@@ -335,15 +348,43 @@ class Specialization:
 
     def run(self, tensors: Sequence[Tensor]) -> Any:
         """Read the inputs, call the program, hand out what it made."""
+        settled = self.settled
+        if settled is not None and settled.holds():
+            return self._run_again(settled, tensors)
+        self.settled = settled = None  # it would count among those who look at a value
+        result = self._run(tensors)
+        self._settle()
+        return result
+
+    def _run(self, tensors: Sequence[Tensor]) -> Any:
         inputs = self.inputs(tensors)
         reuse: dict[int, Buffer] = {}
         for state in self.shareable:
             if state.tensor._base is None and _exclusive(state.tensor._node, inputs, state.place):
                 reuse[state.root] = inputs[state.place].buffer
-        values = self.program.run(inputs, (), reuse)
+        return self._hand_out(self.program.run(inputs, (), reuse), reuse, tensors)
+
+    def _run_again(self, settled: Settled[_State], tensors: Sequence[Tensor]) -> Any:
+        """`_run` where most of the state is known to be as it was."""
+        for scalar in self.scalars:
+            scalar.refresh()
+        inputs = [tensors[number]._value() for _, number in self.arguments]
+        reuse: dict[int, Buffer] = {}
+        for place, state in enumerate(settled.moving, len(inputs)):
+            inputs.append(state.tensor._value())
+            if state.root >= 0 and state.tensor._base is None and _exclusive(
+                    state.tensor._node, inputs, place):
+                reuse[state.root] = inputs[place].buffer
+        values = settled.run(inputs, reuse)
+        return self._hand_out(values, {*settled.reused, *reuse} if reuse else settled.reused,
+                              tensors)
+
+    def _hand_out(self, values: Sequence[Data] | Mapping[int, Data], reused: Collection[int],
+                  tensors: Sequence[Tensor]) -> Any:
+        """Give tensors their new values, and the caller the results."""
         wheres = self.wheres
         for t, root in self.writes:
-            if root in reuse:
+            if root in reused:
                 t._version += 1
             else:
                 _assign(t, values[root], wheres[root])
@@ -352,6 +393,19 @@ class Specialization:
         return self.build([
             wrap(_node(values[r], wheres[r])) if r.__class__ is int
             else r.get(tensors) for r in self.results])  # type: ignore[union-attr]
+
+    def _settle(self) -> None:
+        """After runs 1, 2, 4, 8, …: take down what rests, so that later runs need not look."""
+        self._runs += 1
+        if self._runs & (self._runs - 1):
+            return
+        for s in self.state:
+            seen = id(s.tensor._node), id(s.tensor._node.value)
+            s.moves += self._runs > 1 and seen != s.seen
+            s.seen = seen
+        constants = {i: c for i, c in enumerate(self.constants) if c is not None}
+        self.settled = settled(self.program, self.state, constants,
+                               [place for place, _ in self.arguments])
 
 
 def _exclusive(node: Node, inputs: list[Data], place: int) -> bool:

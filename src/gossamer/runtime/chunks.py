@@ -67,7 +67,7 @@ def recorded_chunks(executable: Executable, found: list[Chunk]) -> Iterator[None
     blocks = array("Q", bytes(8 * _BLOCK * max(1, calls)))
     log_at, blocks_at = log.buffer_info()[0], blocks.buffer_info()[0]
     words = executable._words
-    with executable._lock:
+    with executable.lock:
         for i in range(calls):
             record = HEADER_WORDS + RECORD_WORDS * i
             blocks[_BLOCK * i:_BLOCK * (i + 1)] = array("Q", [

@@ -21,7 +21,7 @@ from gossamer.compile.builder import FunctionBuilder
 from gossamer.compile.calls import KernelSource
 
 __all__ = ["AT", "BLOCK_BYTES", "CHECKS", "CHECK_WORDS", "ENTRIES", "HEADER", "HEADER_WORDS",
-           "PATCH_WORDS", "RECORD_WORDS", "clock", "native_source"]
+           "PATCH_WORDS", "RECORD_WORDS", "SAME_AHEAD", "SAME_WORDS", "clock", "native_source"]
 
 # Byte offsets in a pool's block. Words that different threads write lie 128 bytes apart: x86
 # prefetches lines in pairs, and Apple's lines are 128 bytes long. The upper half of `ticket` is
@@ -40,11 +40,13 @@ HEADER = {"count": 0, "pool": 1, "profile": 2, "patch_count": 3, "patches": 4, "
 HEADER_WORDS, RECORD_WORDS, PATCH_WORDS = 8, 4, 3
 
 # Functions whose addresses the module's one exported function writes into a table, in this order.
-ENTRIES = ("worker", "stop", "parallel", "run", "call", "pauses", "check")
+ENTRIES = ("worker", "stop", "parallel", "run", "call", "pauses", "check", "same")
 
 # What `check` compares: the kinds of its entries, and how many words each takes.
 CHECKS = {"item": 0, "element": 1, "cell": 2, "size": 3}
 CHECK_WORDS = 4
+SAME_WORDS = 2
+SAME_AHEAD = 24  # pairs of `same` whose words are under way from memory: 100 ns at 4 ns a pair
 
 _YIELD_AFTER = 500  # pauses that a caller waits for a worker's chunk before it yields its core
 _FUTEX_WAIT, _FUTEX_WAKE = 128, 129  # with FUTEX_PRIVATE_FLAG; linux/futex.h
@@ -395,6 +397,38 @@ def _check(w: _Writer) -> str:
     return f"ret ptr {w.intrinsic('PyLong_FromLongLong', 'ptr', [('i64', '%i')])}"
 
 
+def _same(w: _Writer) -> str:
+    """same(self, address) -> int: number of the first word that is not what it was, or how many
+    there are; a CPython function.
+
+    The table, in words: their count, then (address, value) for each, then SAME_AHEAD pairs more
+    whose words are only fetched. A word is read only if all before it are what they were, so a
+    pointer may be checked first and what it points to next.
+    """
+    table = w.intrinsic("PyLong_AsVoidPtr", "ptr", [("ptr", "%address")])
+    w.branch_if(w.value(f"icmp eq ptr {table}, null"), "%failed", "%begin")
+    w.label("%failed")
+    w.line("ret ptr null")
+    w.label("%begin")
+    count, pairs = w.word(table, 0), w.gep(table, "1", "i64")
+    w.branch("%next")
+    w.label("%next")
+    w.line("%i = phi i64 [ 0, %begin ], [ %i1, %same ]")
+    w.branch_if(w.compare("slt", "%i", count), "%look", "%done")
+    w.label("%look")
+    pair = w.gep(pairs, w.mul("%i", str(SAME_WORDS)), "i64")
+    w.intrinsic("llvm.prefetch.p0", "void", [
+        ("ptr", w.word(pair, SAME_WORDS * SAME_AHEAD, "ptr")), ("i32", "0"), ("i32", "3"),
+        ("i32", "1")])
+    now = w.load("i64", w.word(pair, 0, "ptr"), 8)
+    w.branch_if(w.compare("eq", now, w.word(pair, 1)), "%same", "%done")
+    w.label("%same")
+    w.line("%i1 = add i64 %i, 1")
+    w.branch("%next")
+    w.label("%done")
+    return f"ret ptr {w.intrinsic('PyLong_FromLongLong', 'ptr', [('i64', '%i')])}"
+
+
 def _pauses(w: _Writer) -> str:
     """pauses(n): n turns of a worker's spin loop, to measure how long they take."""
     with w.loop("0", "%n"):
@@ -422,6 +456,7 @@ _PARTS: tuple[tuple[str, Callable[[_Writer], str]], ...] = (
     ("internal ptr @call(ptr %self, ptr %address)", _call),
     ("internal i64 @held(ptr %place)", _held),
     ("internal ptr @check(ptr %self, ptr %address)", _check),
+    ("internal ptr @same(ptr %self, ptr %address)", _same),
     ("internal void @pauses(ptr %pool, i64 %n)", _pauses),
     ("void @gossamer_native(ptr %out)", _table),
 )

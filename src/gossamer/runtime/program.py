@@ -118,7 +118,7 @@ class Program:
                 pointers.append(buffer.address)
             arena = self._arena
             if arena is None:
-                arena = self._workspace()
+                arena = self.workspace()
             pointers.append(arena.address)
             self.executable.run(pointers, params)
             values = []
@@ -126,10 +126,12 @@ class Program:
                 values.append(Data(made[i], shape, dtype))
             return values
         except MemoryError as error:
-            raise self._explained(error) from None
+            raise self.explained(error) from None
 
-    def _workspace(self) -> Buffer:
+    def workspace(self) -> Buffer:
         """Memory for the arena. A small one is kept: whoever runs holds the executable's lock."""
+        if self._arena is not None:
+            return self._arena
         arena = allocate(self.arena_bytes)
         if self.arena_bytes <= _KEPT_ARENA and self.guard is None:
             self._arena = arena
@@ -148,7 +150,7 @@ class Program:
             if held is None:
                 held = buffers[b] = allocate(size)
             pointers.append(held.address)
-        arena = self._arena if self._arena is not None else self._workspace()
+        arena = self.workspace()
         pointers.append(arena.address)
         if self.guard is not None:
             self.guard.run(pointers, params)
@@ -163,7 +165,7 @@ class Program:
                 else Data(buffers[b] if b >= self.inputs else inputs[b].buffer, shape, dtype)
                 for b, (shape, dtype) in zip(compiled.outputs, self.types, strict=True)]
 
-    def _explained(self, error: MemoryError) -> MemoryError:
+    def explained(self, error: MemoryError) -> MemoryError:
         """What the program wanted memory for."""
         compiled, parts = self.compiled, []
         line = {b: (call.name, *where) for call, where in zip(compiled.calls, compiled.lines,

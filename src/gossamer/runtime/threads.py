@@ -42,7 +42,8 @@ class Native:
     """Addresses of the native loops, and the callables made of them.
 
     `run(program_address)` walks a program (layout: `native.HEADER`) with the GIL released.
-    `check(table_address)` is `native._check`; None on Pythons other than CPython.
+    `check(table_address)` is `native._check` and `same(table_address)` `native._same`; None on
+    Pythons other than CPython.
     """
 
     def __init__(self, portable: bool = False) -> None:
@@ -59,6 +60,7 @@ class Native:
         self.run: Callable[[int], Any] = (
             _builtin(self.table["call"]) or ctypes.CFUNCTYPE(None, pointer)(self.table["run"]))
         self.check: Callable[[int], int] | None = _builtin(self.table["check"])
+        self.same: Callable[[int], int] | None = _builtin(self.table["same"])
 
 
 class _MethodDef(ctypes.Structure):
