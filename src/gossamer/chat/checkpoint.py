@@ -14,12 +14,14 @@ after the power fails; the sums find what went bad later. The two newest are kep
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 from dataclasses import dataclass, fields
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import gossamer as gs
@@ -34,6 +36,7 @@ __all__ = ["Checkpoint", "checkpoints_of", "find_checkpoint", "find_run", "lates
 
 FORMAT = 2  # 1 had no SHA256SUMS
 KEPT = 2
+_SHOWN = 300  # characters of what went wrong
 _SUMS = "SHA256SUMS"
 _RNG = "rng_state"  # key of the default generator's state among the optimizer's tensors
 
@@ -50,7 +53,12 @@ class Checkpoint:
     state: dict[str, Any]
 
     def restore_optimizers(self, optimizers: Optimizers) -> None:
-        """Load the optimizers' state and the default generator's; the order is that of `save`."""
+        """Load the optimizers' state and the default generator's; the order is that of `save`.
+
+        Raises:
+            CheckpointError: a file is damaged, or lacks what going on needs.
+        """
+        _check_state(self.folder, self.state)
         tensors = _read_tensors(self.folder / "optimizer.safetensors")
         scalars = self.state["optimizers"]
         if len(scalars) != len(optimizers):
@@ -60,8 +68,15 @@ class Checkpoint:
             )
         if _RNG in tensors:
             gs.set_rng_state(tensors.pop(_RNG))
-        for index, (optimizer, saved) in enumerate(zip(optimizers, scalars, strict=True)):
-            optimizer.load_state_dict(_join_state(index, saved, tensors))
+        try:
+            for index, (optimizer, saved) in enumerate(zip(optimizers, scalars, strict=True)):
+                optimizer.load_state_dict(_join_state(index, saved, tensors))
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise CheckpointError(
+                f"restore {self.folder}: optimizer.safetensors and state.json do not fit the run "
+                f"({shorten(str(error) or type(error).__name__, _SHOWN)}). "
+                f"{_other_way(self.folder)}"
+            ) from error
 
 
 def save(
@@ -77,11 +92,32 @@ def save(
         The checkpoint's folder.
 
     Raises:
-        CheckpointError: it cannot be written (a full disk, no permission); older ones are intact.
+        CheckpointError: it cannot be written (a full disk, no permission); the newest that there
+            was is intact. On a full disk those before it are given up first.
 
     Cost: three times the weights' bytes with AdamW or Muon.
     """
     final = folder / f"step-{state['step']:06d}"
+    while True:
+        try:
+            _write(final, model, tokenizer, optimizers, state)
+            break
+        except (OSError, CheckpointError) as error:
+            older = [path for path in checkpoints_of(folder) if path != final]
+            if _is_full(error) and len(older) > 1:
+                shutil.rmtree(older[0], ignore_errors=True)  # one stands, and there may be room now
+                continue
+            raise _not_saved(final, error, older) from error
+    for old in checkpoints_of(folder)[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def _write(
+    final: Path, model: GPT, tokenizer: Tokenizer, optimizers: Optimizers, state: dict[str, Any]
+) -> None:
+    """Write a checkpoint under another name, flush and rename it."""
+    folder = final.parent
     partial = folder / f".partial-{os.getpid()}-{final.name}"
     try:
         for left_behind in folder.glob(".partial-*"):  # of a process that was killed
@@ -103,18 +139,27 @@ def save(
             final.rename(partial.with_suffix(".old"))
         partial.rename(final)
         _flush(folder)
-    except (OSError, CheckpointError) as error:
-        reason = error.__cause__ if isinstance(error, CheckpointError) else error
-        raise CheckpointError(
-            f"save {final}: {reason}; the checkpoints before it stand. Make room, or make the "
-            "folder writable, and resume from the last one."
-        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)  # by now renamed, or of no use
         shutil.rmtree(partial.with_suffix(".old"), ignore_errors=True)
-    for old in checkpoints_of(folder)[:-KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
-    return final
+
+
+def _reason(error: Exception) -> BaseException:
+    """What the system said, also where a writer of ours has wrapped it."""
+    return (error.__cause__ or error) if isinstance(error, CheckpointError) else error
+
+
+def _is_full(error: Exception) -> bool:
+    return getattr(_reason(error), "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _not_saved(final: Path, error: Exception, older: list[Path]) -> CheckpointError:
+    reason = _reason(error)
+    what = getattr(reason, "strerror", None) or reason
+    stands = f"{older[-1].name} stands" if older else "there is none before it"
+    then = "resume from the last one" if older else "begin again"
+    return CheckpointError(f"save {final}: {what}; {stands}. Make room, or make the folder "
+                           f"writable, and {then}.")
 
 
 def load_model(folder: Path) -> Checkpoint:
@@ -135,7 +180,7 @@ def load_model(folder: Path) -> Checkpoint:
         model = GPT(GPTConfig(**config["config"]))
         model.load_state_dict(weights)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        mismatch = "; ".join(line.strip() for line in str(error).splitlines()[:2])
+        mismatch = shorten(" ".join(str(error).split()), _SHOWN)
         raise CheckpointError(
             f"load {folder}: {mismatch}; config.json and model.safetensors must come from one run. "
             f"{_other_way(folder)}"
@@ -148,6 +193,20 @@ def load_model(folder: Path) -> Checkpoint:
             f"{model.config.vocab_size}; both must come from one run. {_other_way(folder)}"
         )
     return Checkpoint(folder, model, tokenizer, _read_json(folder / "state.json"))
+
+
+def _check_state(folder: Path, state: dict[str, Any]) -> None:
+    """What a run needs to go on is there, and of the right kind."""
+    needed: dict[str, Any] = {"step": int, "seconds": (int, float), "data": dict,
+                              "curriculum": dict, "history": dict, "optimizers": list}
+    bad = [name for name, kind in needed.items() if not isinstance(state.get(name), kind)]
+    if "data" not in bad:
+        bad += [f"data.{k}" for k in ("index", "split", "waiting") if k not in state["data"]]
+    if bad:
+        raise CheckpointError(
+            f"restore {folder}: its state.json has no usable {', '.join(bad)}; training cannot go "
+            f"on from it, though chatting can. {_other_way(folder)}"
+        )
 
 
 def _check_format(folder: Path, config: dict[str, Any]) -> None:

@@ -82,10 +82,13 @@ def find_shards(paths: Sequence[str | Path], console: Console | None = None) -> 
 
     Cost: each file is read once.
     """
-    shards = [_survey(*found) for given in paths for found in _find(given, console)]
-    if not sum(shard.documents for shard in shards):
-        raise DataError(f"--data {' '.join(map(str, paths))}: no document is in there; give files "
-                        f"of {_known()} that hold text.")
+    shards = list[Shard]()
+    for given in paths:
+        found = [_survey(*place) for place in _find(given, console)]
+        if not any(shard.documents for shard in found):
+            raise DataError(f"--data {given}: no document is in there; give files of {_known()} "
+                            "that hold text.")
+        shards += found
     return shards
 
 
@@ -123,6 +126,9 @@ def _expand(given: Path) -> list[Path]:
         raise DataError(f"--data {given}: no file fits this pattern; check it.")
     if not given.exists():
         raise DataError(f"--data {given}: there is no such file or folder; check the path.")
+    if not given.is_file():
+        raise DataError(f"--data {given}: it is no file that can be read twice, but a pipe or a "
+                        "device. Write what comes out of it into a file.")
     if given.suffix.lower() not in FORMATS:
         raise DataError(f"--data {given}: a file of kind {given.suffix or 'without a name ending'};"
                         f" {_known()} can be read. Convert or rename it.")

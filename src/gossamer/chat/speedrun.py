@@ -300,7 +300,16 @@ def _continue(
         checkpoint.model, checkpoint.tokenizer, options, seconds, folder, console, clock,
         _corpus(options, console),
     )
-    trainer.resume(checkpoint)
+    try:
+        trainer.resume(checkpoint)
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:  # another version's tasks or curves
+        raise CheckpointError(
+            f"resume {run_name(folder)!r}: {newest / 'state.json'} is not what this version writes "
+            f"({type(error).__name__}: {error}). Resume with the version that began the run, or "
+            "start a new one."
+        ) from error
     return trainer
 
 
@@ -327,9 +336,15 @@ def _saved_options(folder: Path, given: SpeedrunOptions) -> SpeedrunOptions:
         saved = {**_BEFORE_THE_DIAL, **_saved(folder)[0]}
         lists = [f.name for f in fields(given) if isinstance(f.default, tuple)]  # so in JSON
         saved |= {name: tuple(saved[name]) for name in lists if name in saved}
-        return SpeedrunOptions(**{**saved, **changed, "root": given.root})
+        options = SpeedrunOptions(**{**saved, **changed, "root": given.root})
     except TypeError as error:  # an option that this version does not know
         raise _damaged(folder, error) from None
+    for f in fields(options):
+        value, kind = getattr(options, f.name), type(f.default)
+        fits = isinstance(value, (float, int) if kind is float else kind)
+        if f.default is not None and not fits:
+            raise _damaged(folder, TypeError(f"{f.name} is {value!r}, no {kind.__name__}"))
+    return options
 
 
 def _record(folder: Path, options: SpeedrunOptions, seconds: float) -> None:
