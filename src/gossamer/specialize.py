@@ -455,13 +455,19 @@ def _assign(t: Tensor, value: Data, where: Where) -> None:
 
 def left_behind(born: int) -> Node | None:
     """The node of a tensor that a trace made, that outlives it, and that is not a constant."""
+    kinds = _kinds(Tensor)
     for _ in range(2):
-        found = [o._node for o in gc.get_objects() if issubclass(type(o), Tensor)
+        found = [o._node for o in gc.get_objects() if type(o) in kinds
                  and _is_made(o) and root_of(o)._version >= born and _depends(o._node)]
         if not found:
             return None
         gc.collect()  # it may be part of a cycle that is not reachable any more
     return found[0]
+
+
+def _kinds(kind: type) -> set[type]:
+    """A class and all that inherit from it."""
+    return {kind}.union(*map(_kinds, kind.__subclasses__()))
 
 
 def _is_made(t: Tensor) -> bool:

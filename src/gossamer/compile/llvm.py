@@ -11,11 +11,12 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from math import prod
 
 from gossamer.compile.builder import FunctionBuilder
-from gossamer.compile.calls import KernelSource, Word
+from gossamer.compile.calls import PLAIN, KernelSource, Word
 from gossamer.compile.llvm_values import Lane, Scope, ValueWriter
 from gossamer.core.dtype import DType, int64
 from gossamer.ir.index import Index, Var
@@ -30,6 +31,7 @@ CHUNK_WORK = 1 << 14  # elements a worker claims at a time
 # Bytes of a result from which rows are written past the caches, so that memory is not read first:
 # nothing would be left of them there. Layer norm of 4096 rows of 1024 takes 0.7 of the time.
 STREAM_BYTES = 1 << 24
+_MANY = 2  # turns of a loop; one turn needs no loop
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,7 @@ class _KernelWriter:
             avx512=vector_bytes == 64)
         self.values = ValueWriter(self.builder, self.width, self.vector, specialize)
         self.specialize = specialize
+        self.cut = True  # whether the kernel may be called for a part of its parallel extent
         self.lane_axis = next((a for a in [*kernel.kept, *kernel.reduced]
                                if a.name == self.vector), None)
         self.unroll = 4 if self.operations <= 12 else 2 if self.operations <= 40 else 1
@@ -168,6 +171,7 @@ class _KernelWriter:
         kernel = self.kernel
         others = [a for a in kernel.kept if a.name != self.vector]
         lanes_kept = self.vector is not None and self.vector in {a.name for a in kernel.kept}
+        self.cut = grain > 0
         copied = kernel.copied()
         if copied is None:
             self._streaming(lambda: self._loops(lanes_kept, others))
@@ -175,8 +179,10 @@ class _KernelWriter:
             source, destination = (self.values.pointer(buffer) for buffer in copied)
             with self.builder.when(self.builder.value(f"icmp ne ptr {source}, {destination}")):
                 self._loops(lanes_kept, others)
-        text = named(module_text(self.builder), "@kernel", show(kernel))
-        return Written(text, tuple(self.values.words), n, grain)
+        straight = self.builder.block == "entry"
+        text = PLAIN * straight + module_text(self.builder)
+        made = named(text, "@kernel", show(kernel))
+        return Written(made, tuple(self.values.words), n, grain)
 
     def _streaming(self, loops: Callable[[], None]) -> None:
         """Write `loops`, and once more for aligned results with the stores that pass by the caches,
@@ -217,10 +223,14 @@ class _KernelWriter:
     def _loops(self, lanes_kept: bool, others: list[Axis]) -> None:
         """The parallel loop: over lanes, or over the other kept axes, or one row."""
         if lanes_kept and not others:
+            if not self.cut:
+                self._rows(lanes_kept)
+                return
             self._hoist({self.vector or ""})
             self._lane_loop("%lo", "%hi", self._body, whole=False)
         elif others:
-            with self.builder.loop("%lo", "%hi") as p:
+            single = all(a.extent == 1 for a in others)
+            with nullcontext("0") if single else self.builder.loop("%lo", "%hi") as p:
                 self._open(others, p)
                 self._rows(lanes_kept)
                 self._close()
@@ -284,18 +294,18 @@ class _KernelWriter:
         known = self.specialize and whole
         if known:
             full_end = str(extent // step * step)
-            main, tail = extent >= step, extent % step != 0
+            main, tail = extent // step, -(-(extent % step) // w)
         else:
             count = b.sub(end, start)
             full_end = b.add(start, b.sub(count, b.value(f"urem i64 {count}, {step}")))
-            main = tail = True
+            main = tail = _MANY
         if main:
-            with b.loop(start, full_end, step) as i:
+            with b.loop(start, full_end, step) if main > 1 else nullcontext(start) as i:
                 self._lanes(body, [b.add(i, str(u * w)) if u else i for u in range(self.unroll)],
                             None)
         if tail:
             first = full_end if main else start
-            with b.loop(first, end, w) as i:
+            with b.loop(first, end, w) if tail > 1 else nullcontext(first) as i:
                 e = self.values.emitter(int64, w)
                 left = b.sub(end, i)
                 mask = e.lt(e.lanes(), e.splat(left))

@@ -32,8 +32,9 @@ _TOGETHER = 4  # parts of a concatenation made in one loop: the gates of an LSTM
 
 def kernel_call(kernel: Kernel, target: Target, specialize: bool) -> Call:
     """Write a loop kernel and call it. Flat elementwise loops gain nothing from literal sizes, so
-    one kernel serves all of them."""
-    flat = len(kernel.kept) == 1 and not kernel.reduced
+    one kernel serves all of them; but those of one vector have half the text."""
+    flat = len(kernel.kept) == 1 and not kernel.reduced \
+        and kernel.kept[0].extent > target.vector_bytes // 4
     written = write_remembered(kernel, target.vector_bytes, specialize and not flat)
     writes = tuple({s.buffer for s in kernel.stores()})
     reads = {w.index for w in written.words if isinstance(w, BufferRef)} - set(writes)

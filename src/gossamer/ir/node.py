@@ -177,23 +177,20 @@ def toposort(roots: Iterable[Node], *, stop: Any = None) -> list[Node]:
         stop: a predicate; inputs of nodes for which it holds are not followed.
     """
     order: list[Node] = []
-    done: set[int] = set()
+    done: set[Node] = set()
+    entered: list[Node] = []  # whose inputs come first
     for root in roots:
-        stack: list[tuple[Node, bool]] = [(root, False)]
+        stack: list[Node | None] = [root]
         while stack:
-            node, expanded = stack.pop()
-            if expanded:
-                order.append(node)
-                continue
-            key = id(node)
-            if key in done:
-                continue
-            done.add(key)
-            if stop is not None and stop(node) or not node.inputs:
-                order.append(node)
-                continue
-            stack.append((node, True))
-            for child in reversed(node.inputs):
-                if id(child) not in done:
-                    stack.append((child, False))
+            node = stack.pop()
+            if node is None:  # the inputs of the node entered last are done
+                order.append(entered.pop())
+            elif node not in done:
+                done.add(node)
+                if stop is not None and stop(node) or not node.inputs:
+                    order.append(node)
+                else:
+                    entered.append(node)
+                    stack.append(None)
+                    stack += node.inputs[::-1]
     return order

@@ -12,7 +12,8 @@ constants further apart than 2 GiB, which code model "small" must not see.)
 
 Five passes (`_simplify`) take a sixth of the time of LLVM's O1, and the code is as fast: products
 0.99 to 1.00, softmax, norms and elementwise kernels 0.98 to 1.06, column sums 1.10, cumsum 2.7
-(O1 unrolls what is better left alone). O3 is no faster than O1 for explicit vectors.
+(O1 unrolls what is better left alone). O3 is no faster than O1 for explicit vectors. Texts that
+say so (`calls.PLAIN`) go through LLVM's code generator of level 0.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-from gossamer.compile.calls import KernelSource
+from gossamer.compile.calls import PLAIN, KernelSource
 from gossamer.core.errors import CompileError
 from gossamer.core.settings import setting
 from gossamer.runtime import cache, device, jobs, loader, watch
@@ -44,7 +45,7 @@ __all__ = ["Kernel", "Stats", "addresses", "assembly", "begin", "forget", "funct
            "kernels", "machine_text", "stats"]
 
 _VERSION = 2  # of the way from text to object code; part of every key on disk
-_CODEGEN_LEVEL = 2  # LLVM's default; 1 and 3 take as long
+_CODEGEN_LEVELS = 2, 0  # LLVM's default (1 and 3 take as long), and that of plain texts
 
 
 @dataclass
@@ -170,7 +171,7 @@ def function_attributes(host: device.Host) -> str:
 @functools.lru_cache(maxsize=8)
 def _key_prefix(host: device.Host) -> Any:
     version = device.llvm().llvm_version_info
-    parts = (_VERSION, version, host.triple, os.name, _CODEGEN_LEVEL,
+    parts = (_VERSION, version, host.triple, os.name, _CODEGEN_LEVELS,
              function_attributes(host))
     return hashlib.sha256(repr(parts).encode())
 
@@ -229,8 +230,8 @@ class _Tools:
     `alwaysinline`, nowhere else.
     """
 
-    def __init__(self, host: device.Host) -> None:
-        self.machine = _new_machine(host)
+    def __init__(self, host: device.Host, level: int) -> None:
+        self.machine = _new_machine(host, level)
         self._stack = contextlib.ExitStack()
         self._runs = 0
 
@@ -264,24 +265,25 @@ class _Tools:
 _PASS_RUNS = 32
 # Idle tools. They must not be shared while compiling, and never die: LLVM objects that die with a
 # thread take llvmlite's lock at a moment when the process may be forking.
-_idle_tools: dict[device.Host, list[_Tools]] = {}
+_idle_tools: dict[tuple[device.Host, int], list[_Tools]] = {}
 
 
 @contextlib.contextmanager
-def _tools(host: device.Host) -> Iterator[_Tools]:
+def _tools(host: device.Host, plain: bool) -> Iterator[_Tools]:
     """Tools for this thread alone."""
-    idle = _idle_tools.setdefault(host, [])
-    tools = idle.pop() if idle else _Tools(host)
+    key = host, _CODEGEN_LEVELS[plain]
+    idle = _idle_tools.setdefault(key, [])
+    tools = idle.pop() if idle else _Tools(*key)
     try:
         yield tools
     finally:
         idle.append(tools)
 
 
-def _new_machine(host: device.Host) -> Any:
+def _new_machine(host: device.Host, level: int) -> Any:
     triple = host.triple + ("-elf" if os.name == "nt" else "")  # llvmlite's JIT loads no COFF
     return device.llvm().Target.from_triple(triple).create_target_machine(
-        cpu=host.cpu, features=host.feature_string, opt=_CODEGEN_LEVEL, reloc="pic",
+        cpu=host.cpu, features=host.feature_string, opt=level, reloc="pic",
         codemodel="small", jit=True)
 
 
@@ -304,7 +306,7 @@ def _optimised(source: KernelSource, exported: str,
     """
     binding = device.llvm()
     with contextlib.ExitStack() as stack:
-        tools = stack.enter_context(_tools(host))
+        tools = stack.enter_context(_tools(host, source.text.startswith(PLAIN)))
         machine = tools.machine
         context = stack.enter_context(binding.create_context())
         try:
@@ -426,7 +428,8 @@ def _link(objects: dict[KernelSource, bytes],
 def _linker() -> Any:
     """LLVM's linker. Never freed: workers may still run its code when Python ends."""
     compiler = device.llvm().create_lljit_compiler(
-        _new_machine(device.host()), use_jit_link=os.name != "nt", suppress_errors=True)
+        _new_machine(device.host(), _CODEGEN_LEVELS[0]), use_jit_link=os.name != "nt",
+        suppress_errors=True)
     _immortal(compiler)
     return compiler
 

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 
 from gossamer.compile.builder import FunctionBuilder
-from gossamer.compile.calls import KernelSource
+from gossamer.compile.calls import PLAIN, KernelSource
 
 __all__ = ["AT", "BLOCK_BYTES", "CHECKS", "CHECK_WORDS", "ENTRIES", "HEADER", "HEADER_WORDS",
            "PATCH_WORDS", "RECORD_WORDS", "SAME_AHEAD", "SAME_WORDS", "clock", "native_source"]
@@ -140,7 +140,8 @@ def native_source(triple: str, portable: bool = False) -> KernelSource:
         writer = _Writer(signature, triple, portable)
         texts.append(writer.finish(body(writer)))
         declares.update(writer.declares)
-    return KernelSource("gossamer_native", "\n".join([*texts, *declares.values()]) + "\n")
+    text = PLAIN + "\n".join([*texts, *declares.values()]) + "\n"
+    return KernelSource("gossamer_native", text)
 
 
 # the pool ---------------------------------------------------------------------------------------
