@@ -13,6 +13,7 @@ from gossamer.chat.curriculum import Curriculum, tokenizer_corpus
 from gossamer.chat.evaluate import question_set
 from gossamer.chat.everyday import to_roman
 from gossamer.chat.message import pieces_of, words_of
+from gossamer.chat.stories import ShortStory
 from gossamer.chat.task import (
     ARROW,
     HELD_OUT_PARTS,
@@ -45,8 +46,8 @@ WORKED = {
     "date": (("after", 2024, 2, 27, 3), "27+3=30 of 29 => 2024-03-01", "2024-03-01",
              ["2024-02-30", "27+3=30 of 29", "27+3=30 of 29 => 2024-03-02"]),
     "everyday": (("clock", 645, 30), "45+30=75-60=15 => 11:15", "11:15", ["11:05", "10:75", "15"]),
-    "story": (((("go", "Mia", "garden"), ("take", "Tom", "cup"), ("go", "Tom", "barn"),
-                ("give", "Tom", "cup>Mia")), "thing", "cup"),
+    "story": (ShortStory((("go", "Mia", "garden"), ("take", "Tom", "cup"), ("go", "Tom", "barn"),
+                          ("give", "Tom", "cup>Mia")), "thing", "cup"),
               "So Mia has the cup. Mia is in the garden. => garden", "the garden",
               ["Tom has the cup. Tom is in the barn. => barn", "Mia"]),
     "calculator": (("product", 4738, 291), " => 1378758", "1,378,758", ["1378757", "4738*291", ""]),

@@ -11,8 +11,13 @@ import pytest
 
 from gossamer.chat.lexicon import GENDER, LARGE, SMALL, Lexicon
 from gossamer.chat.mention import FORMS, classes
+from gossamer.chat.message import words_of
 from gossamer.chat.narrative import Tale, Teller, draw_tale, plots
 from gossamer.chat.parser import check_story, patterns, read_sentence, split_sentences
+from gossamer.chat.stories import WORLD_STORIES, WorldStory
+from gossamer.chat.task import final_part, sample
+from gossamer.chat.tasks import TASKS
+from gossamer.chat.track import track_for
 from gossamer.chat.world import acts
 
 TALES = [draw_tale(Random(i), lexicon) for lexicon in (LARGE, SMALL) for i in range(600)]
@@ -203,3 +208,27 @@ def test_tales_differ_and_cost_what_is_stated() -> None:
     assert len(texts) > len(TALES) - 5
     mean = sum(tale.bits for tale in TALES[:600]) / 600
     assert 55 < mean < 75  # 65 bits in 311 bytes
+
+
+def test_questions_about_tales_have_the_answer_of_the_text() -> None:
+    """The reply was made from the trace; it is judged, and its place looked up, by reading."""
+    rng, kinds = Random(9), set[tuple[str, bool]]()
+    questions = [sample(WORLD_STORIES, rng) for _ in range(1200)]
+    for q, other in zip(questions, questions[1:], strict=False):
+        assert WORLD_STORIES.verify(q.facts, words_of(q.answer)), q
+        assert not WORLD_STORIES.verify(q.facts, "somewhere")
+        if final_part(words_of(other.answer)) != final_part(words_of(q.answer)):
+            assert not WORLD_STORIES.verify(q.facts, words_of(other.answer))
+        if isinstance(q.facts, WorldStory):
+            assert q.facts.text in q.text and check_story(q.facts.text).consistent
+            kinds.add((q.facts.kind, bool(q.facts.holder)))
+    assert kinds == {("person", False), ("holder", True), ("thing", True), ("thing", False)}
+    sides = [{WORLD_STORIES.key(sample(WORLD_STORIES, rng, held_out=side).facts)
+              for _ in range(300)} for side in (False, True)]
+    assert not sides[0] & sides[1]
+
+
+def test_the_track_follows_from_the_minutes() -> None:
+    assert track_for(10).tasks["story"] is TASKS["story"]
+    assert track_for(60).tasks["story"] is WORLD_STORIES
+    assert list(track_for(60).tasks) == list(TASKS)

@@ -17,20 +17,19 @@ from typing import Any
 from gossamer.chat.corpus import Corpus
 from gossamer.chat.dialogues import draw_dialogue
 from gossamer.chat.evaluate import Score, to_conversation
-from gossamer.chat.lexicon import SMALL, Lexicon
 from gossamer.chat.message import pieces_of, words_of
-from gossamer.chat.narrative import draw_tale
+from gossamer.chat.narrative import numbered_tale
 from gossamer.chat.packing import MakeExample
-from gossamer.chat.task import Question, Task, sample
+from gossamer.chat.task import Question, Task, pick, sample
 from gossamer.chat.tokenizer import Rendered, Tokenizer
+from gossamer.chat.track import SHORT, Track
 
 __all__ = ["Curriculum", "tokenizer_corpus"]
 
-READ_SHARE = 0.06  # of the budget spent reading: the stories cost time and raise no score
-CORPUS_READ_SHARE = 0.4  # the same where a person's own text is to be read
+CORPUS_READ_SHARE = 0.4  # of the budget spent reading where a person's own text is to be read
 _TALE_SHARE = 0.5  # of the examples read
 _CORPUS_SHARE = {"read": 0.7, "answer": 0.15}  # of the examples of a stage; later, to remember it
-_DIALOGUE_SHARE = 0.04  # of the examples answered: greetings, who are you, tell me a story
+_PROSE_SHARE = 0.3  # of the examples read, where people's prose is read too
 _FLOOR = 0.15  # weight of a task that is always right, against 1 for one that never is
 _CORPUS_PER_TASK = 1000  # questions a task for the tokenizer: 1 MB of text in all
 _CORPUS_BYTES = 1 << 20
@@ -42,22 +41,24 @@ class Curriculum:
     Args:
         tasks: the tasks to teach.
         tokenizer: turns them into ids.
-        facts: values for the model's answers about itself (`minutes`, `parameters`).
+        facts: values for the model's answers about itself (keys of `dialogues.FACTS`).
         corpus: a person's own documents, read besides.
-        read_share: share of the budget for the first stage; None = by whether there is a corpus.
+        read_share: share of the budget for the first stage; None = the track's, or more where there
+            is a corpus.
         practice_share: share of the budget for the last stage.
-        lexicon: the words of the tales.
+        track: how much is talked and told, and with which words.
+        prose: texts to read besides the tales.
     """
 
     def __init__(
         self, tasks: Mapping[str, Task], tokenizer: Tokenizer, facts: Mapping[str, str],
         corpus: Corpus | None = None, read_share: float | None = None, practice_share: float = 0.0,
-        lexicon: Lexicon = SMALL,
+        track: Track = SHORT, prose: Sequence[str] = (),
     ) -> None:
         self.tasks, self.tokenizer, self.facts = dict(tasks), tokenizer, dict(facts)
-        self.corpus, self.lexicon = corpus, lexicon
+        self.corpus, self.track, self.prose = corpus, track, tuple(prose)
         if read_share is None:
-            read_share = READ_SHARE if corpus is None else CORPUS_READ_SHARE
+            read_share = track.read_share if corpus is None else CORPUS_READ_SHARE
         self.read_share, self.practice_share = read_share, practice_share
         self.weights = {name: task.share for name, task in tasks.items()}
 
@@ -75,13 +76,16 @@ class Curriculum:
     def maker(self, stage: str) -> MakeExample:
         """A function that draws one example of "read" or "answer" with the present weights."""
         def answer(rng: Random) -> Rendered:
-            if rng.random() < _DIALOGUE_SHARE:
-                return self.tokenizer.render(draw_dialogue(rng, self.facts, self.lexicon))
+            if rng.random() < self.track.talk_share:
+                return self.tokenizer.render(draw_dialogue(
+                    rng, self.facts, self.track.lexicon, self.track.tale_share))
             return self.tokenizer.render(to_conversation(self.question(rng)))
 
         def read(rng: Random) -> Rendered:
+            if self.prose and rng.random() < _PROSE_SHARE:
+                return self.tokenizer.render_document(pick(rng, self.prose))
             if rng.random() < _TALE_SHARE:
-                return self.tokenizer.render_document(draw_tale(rng, self.lexicon).text)
+                return self.tokenizer.render_document(self._tale(rng))
             ids, mask = answer(rng)
             return ids, [0] + [1] * (len(mask) - 1)
 
@@ -98,6 +102,11 @@ class Curriculum:
             return self.tokenizer.render(document)
 
         return besides
+
+    def _tale(self, rng: Random) -> str:
+        """A tale of those that are not kept for measuring."""
+        lexicon = self.track.lexicon
+        return numbered_tale(int(rng.random() * lexicon.tales), lexicon).text
 
     def learn_from(self, scores: Sequence[Score]) -> None:
         """Set the tasks' weights by a quiz: share * (floor + (1 - floor) * share of errors)."""
@@ -117,17 +126,23 @@ class Curriculum:
 
 def tokenizer_corpus(
     tasks: Mapping[str, Task], seed: int = 0, corpus: Corpus | None = None,
-    lexicon: Lexicon = SMALL,
+    track: Track = SHORT, prose: Sequence[str] = (),
 ) -> list[str]:
     """Text to train the tokenizer on: training questions with replies, dialogues and tales, and as
-    much again of a person's own documents."""
-    rng = Random(f"tokenizer:{seed}")
+    much again of a person's own documents and of prose."""
+    rng, lexicon = Random(f"tokenizer:{seed}"), track.lexicon
     texts = []
     for task in tasks.values():
         for _ in range(_CORPUS_PER_TASK):
             question = sample(task, rng)
             texts += [question.text, *(text for _, text in pieces_of(question.answer))]
-    for _ in range(_CORPUS_PER_TASK):
-        texts.append(draw_tale(rng, lexicon).text)
+    for number in range(_CORPUS_PER_TASK):
+        texts.append(numbered_tale(number, lexicon).text)
         texts += [words_of(turn["content"]) for turn in draw_dialogue(rng, {}, lexicon)]
+    size = 0
+    for text in prose:
+        size += len(text)
+        if size > _CORPUS_BYTES:
+            break
+        texts.append(text)
     return texts if corpus is None else texts + corpus.sample(_CORPUS_BYTES)

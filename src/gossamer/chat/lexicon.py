@@ -20,12 +20,12 @@ NAMES = tuple(sorted(GIRLS + BOYS))
 GENDER = {**dict.fromkeys(GIRLS, "she"), **dict.fromkeys(BOYS, "he")}
 
 SHORT_PLACES = listed(
-    "kitchen garden park school library barn attic forest beach market hall office shop cellar "
-    "bedroom bridge"
+    "kitchen garden park school library barn attic forest field market hall office shop cellar "
+    "bedroom cave"
 )
 PLACES = SHORT_PLACES + listed(
-    "field meadow cave harbor museum station playground bakery village valley orchard castle farm "
-    "hill"
+    "beach meadow bridge harbor museum station playground bakery village valley orchard castle "
+    "farm hill"
 )
 PREPOSITION = dict.fromkeys(PLACES, "in") | {
     "school": "at", "market": "at", "station": "at", "farm": "at",
@@ -65,6 +65,7 @@ class Lexicon:
         weather: of a day, all of it dry: a plot may have rain come later.
         glad, sad: feelings.
         skills: verbs.
+        tales: how many there are to read; with numbers from here on one measures.
     """
 
     names: tuple[str, ...] = NAMES
@@ -77,12 +78,13 @@ class Lexicon:
     glad: tuple[str, ...] = _GLAD
     sad: tuple[str, ...] = _SAD
     skills: tuple[str, ...] = _SKILLS
+    tales: int = 1 << 15
 
 
 LARGE = Lexicon()
 SMALL = Lexicon(things=SHORT_THINGS, places=SHORT_PLACES, animals=ANIMALS[:6],
                 looks=_LOOKS[:9], animal_looks=_ANIMAL_LOOKS[:4], weather=_WEATHER[:5],
-                glad=_GLAD[:5], sad=_SAD[:5], skills=_SKILLS[:5])
+                glad=_GLAD[:5], sad=_SAD[:5], skills=_SKILLS[:5], tales=1 << 13)
 
 
 def with_article(words: str) -> str:

@@ -21,7 +21,8 @@ from gossamer.chat.mention import PRONOUNS, Mention, Slot, opened, surface
 from gossamer.chat.task import pick
 from gossamer.chat.world import Act, State, acts, sections
 
-__all__ = ["Beat", "Moment", "Tale", "Teller", "draw_tale", "plots"]
+__all__ = ["Beat", "Moment", "Tale", "Teller", "draw_tale", "numbered_tale",
+           "plots"]
 
 Step = tuple[str, str]  # an act's name and the plot's letters for its arguments
 Beat = tuple[tuple[Step, ...], ...]  # alternatives, each a row of acts
@@ -96,6 +97,11 @@ def draw_tale(rng: Random, lexicon: Lexicon = LARGE) -> Tale:
     True
     """
     return Teller(rng, lexicon).whole()
+
+
+def numbered_tale(number: int, lexicon: Lexicon = LARGE) -> Tale:
+    """The tale of this number: always the same, so what was read can be told again and compared."""
+    return draw_tale(Random(f"tale:{number}"), lexicon)
 
 
 class Teller:
