@@ -14,19 +14,23 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from rich.console import Console
 
 from gossamer.chat import remote
 from gossamer.chat.corpus import Corpus, find_shards, pin
-from gossamer.chat.formats import text_of
+from gossamer.chat.document import text_of
+from gossamer.chat.speedrun import SpeedrunOptions, speedrun
 from gossamer.core.errors import DataError
 from gossamer.data import transfer
 
 TEXT = "".join(f"Line {i} of the file, {i * 7919 % 1000}.\n\n" for i in range(4000)).encode()
 SUM = hashlib.sha256(TEXT).hexdigest()
 COMMIT = "c" * 40
+REVISIONS = ("main", COMMIT, "v1.0", "refs%2Fconvert%2Fparquet")
 
 
 @dataclass
@@ -98,6 +102,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
             body = body[: len(body) // 2]
         if step == "short":  # a length that is too small, and a body of that length
             body = body[:-100]
+        if step == "drip":
+            self._send(status, body[:20_000], {"Content-Length": str(len(body)), **headers})
+            for at in range(20_000, 24_000, 1000):
+                time.sleep(0.05)
+                self.wfile.write(body[at : at + 1000])
+                self.wfile.flush()
+            return
         self._send(status, body, headers)
         if step == "stall":
             self.wfile.flush()
@@ -105,18 +116,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def _listing(self, path: str) -> None:
         """Two pages of a tree, as the hub answers."""
-        match = re.fullmatch(r"/api/datasets/(\w+/\w+)/tree/([\w.]+)(/.*)?", path)
-        if match is None or match[1] != "me/set":
+        match = re.fullmatch(r"/api/datasets/(\w+/\w+)/tree/([\w.%]+)(/.*)?", path)
+        if match is None or match[1] != "me/set" or match[2] not in REVISIONS:
             self._send(404, b"{}", {})
             return
-        folder = (match[3] or "").strip("/")
-        rows = [{"type": "directory", "path": "data"}]
+        folder = unquote(match[3] or "").strip("/")
+        rows: list[dict[str, Any]] = [{"type": "directory", "path": "data", "oid": "d" * 40}]
         for name, body in self.server.does.files.items():
             name = name.removeprefix("/")
             if name.startswith(folder):
                 row = {"type": "file", "path": name, "size": len(body), "oid": _blob(body)}
                 if not name.endswith(".md"):
-                    row["lfs"] = {"oid": hashlib.sha256(body).hexdigest(), "size": len(body)}
+                    row["lfs"] = {"oid": hashlib.sha256(body).hexdigest(), "size": len(body),
+                                  "pointerSize": 130}
                 rows.append(row)
         headers = {"X-Repo-Commit": COMMIT}
         if "cursor" in self.path:
@@ -128,15 +140,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def _to_storage(self, path: str) -> None:
         """The hub redirects big files, and says which content to expect there."""
-        match = re.fullmatch(r"/datasets/me/set/resolve/(\w+)(/.*)", path)
-        if match is None or match[2] not in self.server.does.files:
+        match = re.fullmatch(r"/datasets/me/set/resolve/([\w.%]+)(/.*)", path)
+        if match is None or match[1] not in REVISIONS or match[2] not in self.server.does.files:
             self._send(404, b"no", {})
             return
         body = self.server.does.files[match[2]]
         told = _blob(body) if path.endswith(".md") else hashlib.sha256(body).hexdigest()
         storage = self.server.base.replace("127.0.0.1", "localhost")
         self._send(302, b"", {"Location": storage + match[2], "X-Repo-Commit": COMMIT,
-                              "X-Linked-Etag": f'"{told}"'})
+                              "X-Linked-Etag": f'"{told}"', "X-Linked-Size": str(len(body))})
+
+    do_HEAD = do_GET
 
     def log_message(self, *args: object) -> None:
         """Quiet."""
@@ -157,6 +171,8 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     def begin(**behaviour: object) -> Server:
         server = Server(("127.0.0.1", 0), Handler)
         server.does = Behaviour(**behaviour)  # type: ignore[arg-type]
+        if "stall" in server.does.script:  # else a busy machine has its time
+            monkeypatch.setattr(transfer, "TIMEOUT", 0.3)
         servers.append(server)
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         monkeypatch.setenv("HF_ENDPOINT", server.base + "/")
@@ -165,7 +181,6 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     monkeypatch.setenv("GOSSAMER_DATA", str(tmp_path / "data"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(transfer, "PAUSE", 0.001)
-    monkeypatch.setattr(transfer, "TIMEOUT", 0.3)
     monkeypatch.setattr(transfer, "CHUNK", 10_000)
     monkeypatch.setattr(transfer, "WORTH_KEEPING", 1000)
     monkeypatch.setattr(transfer, "KEEP_FREE", 0)
@@ -227,6 +242,19 @@ def test_halves_of_two_files_are_never_joined(start: Start, etag: bool) -> None:
     server.does.files["/a.txt"] = other
     server.does.script.append("good")
     assert content(f"{server.base}/a.txt") == other
+
+
+def test_a_connection_that_only_drips_is_made_anew(
+    start: Start, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(transfer, "WATCHED", 0.12)
+    monkeypatch.setattr(transfer, "SLOW", 500_000.0)
+    server = start(script=["drip", "good"])
+    assert content(f"{server.base}/a.txt") == TEXT
+    assert server.does.asked[1][1].startswith("bytes=2")  # 20,000 and some
+    server = start(script=["drip"], etag=False)
+    with pytest.raises(DataError, match=r"only [\d,]+ bytes came in 0 seconds"):
+        content(f"{server.base}/a.txt?again")
 
 
 def test_a_part_longer_than_the_file_is_begun_anew(start: Start, tmp_path: Path) -> None:
@@ -387,6 +415,32 @@ def test_folders_and_patterns_on_the_hub(start: Start, path: str, names: list[st
     assert [remote.bring(copy.address, (".txt", ".md"))[0] for copy in copies] == copies
 
 
+@pytest.mark.parametrize("revision", ["v1.0", "refs/convert/parquet", "refs%2Fconvert%2Fparquet"])
+@pytest.mark.parametrize("path", ["data/a.txt", "data/a.*"])
+def test_revisions(start: Start, revision: str, path: str) -> None:
+    start(files=HUB)
+    copy, = remote.bring(f"hf://datasets/me/set@{revision}/{path}", (".txt",))
+    assert copy.path.read_bytes() == HUB["/data/a.txt"] and f"@{COMMIT}/" in copy.address
+    with pytest.raises(DataError, match="says 404"):
+        remote.bring(f"hf://datasets/me/set@none/{path}", (".txt",))
+
+
+def test_our_hub_answers_as_the_real_one(start: Start) -> None:
+    """Its own client understands the server of these tests."""
+    hub = pytest.importorskip("huggingface_hub")
+    server = start(files=HUB)
+    client = hub.HfApi(endpoint=server.base, token=False)
+    rows = client.list_repo_tree("me/set", "data", recursive=True, repo_type="dataset")
+    files = {row.path: row.lfs.sha256 for row in rows if isinstance(row, hub.hf_api.RepoFile)}
+    assert files == {name.removeprefix("/"): hashlib.sha256(body).hexdigest()
+                     for name, body in HUB.items() if name.startswith("/data")}
+    url = hub.hf_hub_url("me/set", "data/a.txt", repo_type="dataset", endpoint=server.base)
+    assert url == remote._expand("hf://datasets/me/set/data/a.txt", (".txt",))[0].url
+    told = hub.get_hf_file_metadata(url, endpoint=server.base)
+    assert told.commit_hash == COMMIT
+    assert told.etag == hashlib.sha256(HUB["/data/a.txt"]).hexdigest()
+
+
 @pytest.mark.parametrize("name", ["README.md", "data/a.txt"])
 def test_the_hub_s_own_sum_is_checked(start: Start, name: str) -> None:
     body = HUB[f"/{name}"] + b"Line"
@@ -466,3 +520,21 @@ def test_a_broken_file_says_where_it_is_from(start: Start) -> None:
         find_shards([f"{server.base}/a.txt"])
     assert str(raised.value).endswith(f"It is the copy of {server.base}/a.txt.")
     assert os.environ["GOSSAMER_DATA"] in str(raised.value)
+
+
+def test_a_run_reads_on_without_a_network(start: Start, tmp_path: Path) -> None:
+    server = start(files=HUB)
+    quiet = Console(file=io.StringIO())
+    options = SpeedrunOptions(name="mine", steps=2, questions=1, depth=1, root=tmp_path / "runs",
+                              data=("hf://datasets/me/set/data",))
+    folder = speedrun(options, chat=False, console=quiet)
+    kept = json.loads((folder / "run.json").read_text())["options"]["data"]
+    assert len(kept) == 3 and all("#sha256=" in address for address in kept)
+    asked = len(server.does.asked)
+    speedrun(SpeedrunOptions(root=tmp_path / "runs"), resume="mine", chat=False, console=quiet)
+    assert len(server.does.asked) == asked
+    for copy in (tmp_path / "data" / "remote").glob("*/a.txt"):
+        copy.unlink()
+    server.does.files = {**HUB, "/data/a.txt": b"Another text."}
+    with pytest.raises(DataError, match=f"me/set@{COMMIT}/data/a.txt.*its SHA-256 is"):
+        speedrun(SpeedrunOptions(root=tmp_path / "runs"), resume="mine", chat=False, console=quiet)

@@ -52,7 +52,8 @@ __all__ = ["Copy", "bring", "is_remote", "pinned"]
 _MOST_FILES = 10_000  # of one address
 _SUM = re.compile(r"[0-9a-f]{64}")
 _BLOB = re.compile(r"[0-9a-f]{40}")
-_HUB = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+?)(?:@([^/]+))?(?:/(.*))?")
+_HUB = re.compile(  # a revision with a slash: where the hub keeps what it has made Parquet of
+    r"hf://datasets/([\w.-]+/[\w.-]+?)(?:@(refs/(?:convert|pr)/[^/]+|[^/]+))?(?:/(.*))?")
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ def _expand(given: str, kinds: Sequence[str]) -> list[_Address]:
     if found is None:
         raise DataError(f"--data {given}: an address on the hub is hf://datasets/OWNER/NAME/PATH, "
                         "with a file, a folder or a pattern as PATH. Correct it.")
-    repository, revision, path = found[1], found[2] or "main", (found[3] or "").strip("/")
+    repository, revision, path = found[1], unquote(found[2] or "main"), (found[3] or "").strip("/")
     if not set(path) & set("*?[") and PurePosixPath(path).suffix.lower() in kinds:
         return [_on_hub(repository, revision, path, sha256)]
     if sha256:
@@ -194,7 +195,7 @@ def _listed(
     is_pattern = bool(set(path) & set("*?["))
     folder = re.split(r"[*?\[]", path)[0].rpartition("/")[0] if is_pattern else path
     url = f"{_hub()}/api/datasets/{repository}/tree/{quote(revision, safe='')}"
-    url += f"/{quote(folder)}" * bool(folder) + "?recursive=true"
+    url += f"/{quote(folder, safe='')}" * bool(folder) + "?recursive=true"
     rows, commit = _listing(given, url)
     found = []
     for row in rows:

@@ -43,6 +43,7 @@ PAUSE = 0.5  # seconds before the second attempt; doubles, and a random half of 
 LONGEST_PAUSE = 20.0  # seconds of our own
 LONGEST_WISH = 120.0  # seconds that a server's Retry-After is obeyed
 TIMEOUT = 20.0  # seconds without a byte
+SLOW, WATCHED = 1000.0, 30.0  # bytes a second, over so many seconds, are as good as none
 CHUNK = 1 << 20  # bytes
 KEEP_FREE = 256 << 20  # bytes of the disk that stay free
 WORTH_KEEPING = 1 << 20  # bytes; fewer are not worth a file that lies about after a failure
@@ -144,17 +145,29 @@ class Transfer:
                 raise _Again("the server sent another part than the one asked for", restart=True)
             total = _length(answer.headers, have)
             _check_room(part.parent, (total or 0) - have)
-            while block := answer.read():
-                if total is None:
-                    _check_room(part.parent, len(block))
-                _put(file, block)
-                have += len(block)
-                self.progress(have, total)
+            have = self._receive(answer, file, have, total)
         if total is not None and have != total:
             raise _Again(f"the connection ended after {have:,} of {total:,} bytes")
         os.fsync(file.fileno())
         if (complaint := self.accept(part, answer.first)) is not None:
             raise _Again(complaint, restart=True)
+
+
+    def _receive(self, answer: _Answer, file: BinaryIO, have: int, total: int | None) -> int:
+        """Write what comes; how much there is at the end."""
+        since, had = time.monotonic(), have
+        while block := answer.read():
+            if total is None:
+                _check_room(Path(file.name).parent, len(block))
+            _put(file, block)
+            have += len(block)
+            self.progress(have, total)
+            seconds = time.monotonic() - since
+            if seconds > WATCHED:
+                if have - had < SLOW * seconds:
+                    raise _Again(f"only {have - had:,} bytes came in {seconds:.0f} seconds")
+                since, had = time.monotonic(), have
+        return have
 
 
 def fetch_page(url: str, token: str = "") -> tuple[bytes, Headers]:
