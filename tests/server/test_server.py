@@ -146,7 +146,7 @@ def test_openai_client(server: Running) -> None:
             api.chat.completions.create(**ask, temperature=1.9, top_p=7)
 
 
-# refusals (test_malformed.py has hundreds) -----------------------------------------------------------
+# refusals (test_malformed.py has hundreds) -------------------------------------------------------
 
 def test_a_body_that_is_too_large(client: httpx.Client) -> None:
     large = client.post(CHAT, content=b" " * (1 << 20) + b"{}")

@@ -147,7 +147,7 @@ class _Api:
         if dropped:
             head["dropped_messages"] = dropped
         if asked.stream:
-            return self._streamed(_Chat(head), tickets, asked, len(ids))
+            return self._streamed(request, _Chat(head), tickets, asked, len(ids))
         return await self._whole(request, _Chat(head), tickets, asked, len(ids))
 
     async def completions(self, request: HTTPRequest) -> Response:
@@ -164,7 +164,7 @@ class _Api:
                   for p in prompts for _ in range(asked.copies)]
         count = sum(map(len, prompts))
         if asked.stream:
-            return self._streamed(_Completion(head, echoes), tickets, asked, count)
+            return self._streamed(request, _Completion(head, echoes), tickets, asked, count)
         return await self._whole(request, _Completion(head, echoes), tickets, asked, count)
 
     async def page(self, _: HTTPRequest) -> Response:
@@ -211,8 +211,7 @@ class _Api:
                         (t.assistant_end, t.bos), Calculator(t).follow if calculator else None,
                         bool(asked.alternatives))))
         except (ValueError, Busy) as error:
-            for ticket in tickets:
-                ticket.close()
+            _close(tickets)
             if isinstance(error, Busy):
                 raise ApiError(503, f"The server is busy: {error}. Try again in a moment.",
                                code="overloaded") from None
@@ -238,12 +237,11 @@ class _Api:
         finally:
             for task in (work, gone):
                 task.cancel()
-            for ticket in tickets:
-                ticket.close()
+            _close(tickets)
         usage = _usage(prompt_tokens, readers)
         return JSONResponse({**form.head, "object": form.kind, "choices": choices, "usage": usage})
 
-    def _streamed(self, form: _Form, tickets: list[Ticket], asked: Asked,
+    def _streamed(self, request: HTTPRequest, form: _Form, tickets: list[Ticket], asked: Asked,
                   prompt_tokens: int) -> Response:
         """Server-sent events, the replies interleaved as they come."""
         readers = [_Reader(ticket, self.served.tokenizer, asked) for ticket in tickets]
@@ -260,26 +258,34 @@ class _Api:
 
         async def events() -> AsyncIterator[str]:
             feeds = [asyncio.ensure_future(feed(n, r)) for n, r in enumerate(readers)]
+            # Who goes away while the request waits is seen here; later a write would fail too.
+            gone = asyncio.ensure_future(_gone(request))
+            gone.add_done_callback(lambda _: _close(tickets))
             try:
                 left = len(feeds)
                 while left:
-                    chunk = await chunks.get()
-                    if chunk is None:
-                        left -= 1
-                    elif isinstance(chunk, ApiError):
-                        yield _event(chunk.body())
-                        return
-                    else:
-                        yield _event({**form.head, "object": form.chunk_kind, **chunk})
+                    ready = [await chunks.get()]
+                    while not chunks.empty():
+                        ready.append(chunks.get_nowait())
+                    text = ""  # in one piece: of many writes to who went away each is logged
+                    for chunk in ready:
+                        if isinstance(chunk, ApiError):
+                            yield text + _event(chunk.body())
+                            return
+                        if chunk is None:
+                            left -= 1
+                        else:
+                            text += _event({**form.head, "object": form.chunk_kind, **chunk})
+                    if text:
+                        yield text
                 if asked.usage_at_end:
                     yield _event({**form.head, "object": form.chunk_kind, "choices": [],
                                   "usage": _usage(prompt_tokens, readers)})
                 yield "data: [DONE]\n\n"
             finally:  # also when the client goes away
-                for task in feeds:
+                for task in (*feeds, gone):
                     task.cancel()
-                for ticket in tickets:
-                    ticket.close()
+                _close(tickets)
 
         return StreamingResponse(events(), media_type="text/event-stream",
                                  headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
@@ -398,9 +404,14 @@ async def _body(request: HTTPRequest) -> bytes:
 
 
 async def _gone(request: HTTPRequest) -> None:
-    """Return when the client has gone."""
-    while not await request.is_disconnected():
-        await asyncio.sleep(0.1)
+    """Return when the client has gone; the body has been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _close(tickets: Sequence[Ticket]) -> None:
+    for ticket in tickets:
+        ticket.close()
 
 
 def _answer_error(request: HTTPRequest, error: Exception) -> Response:

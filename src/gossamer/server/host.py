@@ -1,7 +1,7 @@
 """The engine in a thread of its own, requests from asyncio. Layer 8.
 
-The one idea: only one thread ever touches the engine. Requests reach it through a queue; tokens go
-back with `call_soon_threadsafe` to the event loop of whoever asked.
+The one idea: only one thread ever touches the engine. Requests reach it through a queue; the tokens
+of a round go back together, one call to the event loop of those who asked.
 """
 
 from __future__ import annotations
@@ -31,27 +31,21 @@ class Ticket:
 
     Args:
         request: what is asked.
+        outbox: where the engine's thread puts (ticket, token), and at the end (ticket, None).
 
     Must be made inside a running event loop; `close` may be called any number of times.
     """
 
-    def __init__(self, request: Request) -> None:
-        self.reply = Reply(request)
-        self._loop = asyncio.get_running_loop()
-        self._tokens: asyncio.Queue[Token | None] = asyncio.Queue()
-        self.reply.on_token = self._put
-        self.reply.on_end = lambda: self._put(None)
+    def __init__(self, request: Request, outbox: Outbox) -> None:
+        self.reply, self.loop = Reply(request), asyncio.get_running_loop()
+        self.tokens: asyncio.Queue[Token | None] = asyncio.Queue()
+        self.reply.on_token = lambda token: outbox.append((self, token))
+        self.reply.on_end = lambda: outbox.append((self, None))
         self.begun = time.perf_counter()
         self.first: float | None = None  # seconds until the first token
 
-    def _put(self, token: Token | None) -> None:
-        try:
-            self._loop.call_soon_threadsafe(self._tokens.put_nowait, token)
-        except RuntimeError:  # the loop is closed: nobody listens any more
-            self.reply.cancel()
-
     async def __aiter__(self) -> AsyncIterator[Token]:
-        while (token := await self._tokens.get()) is not None:
+        while (token := await self.tokens.get()) is not None:
             if self.first is None:
                 self.first = time.perf_counter() - self.begun
             yield token
@@ -59,6 +53,15 @@ class Ticket:
     def close(self) -> None:
         """Give the slot back, whether or not the reply is complete."""
         self.reply.cancel()
+
+
+Outbox = list[tuple[Ticket, Token | None]]
+
+
+def _hand_out(sent: Outbox) -> None:
+    """In the event loop: what a round made, to those who wait for it."""
+    for ticket, token in sent:
+        ticket.tokens.put_nowait(token)
 
 
 class Host:
@@ -73,6 +76,7 @@ class Host:
         self.engine, self.most_waiting = engine, most_waiting
         self.failure: Exception | None = None  # of the last round
         self._inbox: queue.SimpleQueue[Reply] = queue.SimpleQueue()
+        self._outbox: Outbox = []
         self._stopping, self._ready = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="gossamer-engine", daemon=True)
 
@@ -120,7 +124,7 @@ class Host:
             raise Busy("the engine has stopped")
         if self.waiting >= self.most_waiting:
             raise Busy(f"{self.most_waiting} requests wait already")
-        ticket = Ticket(request)
+        ticket = Ticket(request, self._outbox)
         self._inbox.put(ticket.reply)
         return ticket
 
@@ -149,6 +153,20 @@ class Host:
             self.engine.reset()
         else:
             self.failure = None
+            self._flush()
+
+    def _flush(self) -> None:
+        """Send what the round made."""
+        sent: dict[asyncio.AbstractEventLoop, Outbox] = {}
+        for ticket, token in self._outbox:
+            sent.setdefault(ticket.loop, []).append((ticket, token))
+        self._outbox.clear()
+        for loop, items in sent.items():
+            try:
+                loop.call_soon_threadsafe(_hand_out, items)
+            except RuntimeError:  # the loop is closed: nobody listens any more
+                for ticket, _ in items:
+                    ticket.close()
 
     def _collect(self) -> None:
         """Take all that is in the inbox; wait a moment if there is nothing at all to do."""
@@ -164,3 +182,4 @@ class Host:
             replies.append(self._inbox.get())
         for reply in replies:
             reply._end(reason)
+        self._flush()

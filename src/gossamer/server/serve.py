@@ -15,6 +15,9 @@ from gossamer.server.app import Served, build_app
 __all__ = ["ServeError", "bind", "serve"]
 
 _GRACE = 5  # seconds that open connections get at the end
+# Seconds that a connection may wait for its next request (nginx's default): a client that sends one
+# just as it is closed sees an error, and on a busy machine uvicorn's 5 s pass quickly.
+_IDLE = 75
 
 
 class ServeError(GossamerError):
@@ -45,7 +48,7 @@ class _Announced(uvicorn.Server):
 
     def __init__(self, served: Served, tell: Callable[[], None]) -> None:
         options: dict[str, Any] = {"log_level": "warning", "access_log": False, "lifespan": "on",
-                                   "timeout_graceful_shutdown": _GRACE}
+                                   "timeout_graceful_shutdown": _GRACE, "timeout_keep_alive": _IDLE}
         super().__init__(uvicorn.Config(build_app(served), **options))
         self._served, self._tell = served, tell
 
