@@ -415,6 +415,17 @@ def test_folders_and_patterns_on_the_hub(start: Start, path: str, names: list[st
     assert [remote.bring(copy.address, (".txt", ".md"))[0] for copy in copies] == copies
 
 
+def test_without_a_network_the_listing_of_last_time_holds(start: Start) -> None:
+    server = start(files=HUB)
+    copies = remote.bring("hf://datasets/me/set/data/*.txt", (".txt",))
+    server.does.script = ["500"]
+    out = io.StringIO()
+    again = remote.bring("hf://datasets/me/set/data/*.txt", (".txt",), Console(file=out, width=200))
+    assert again == copies and "says 500" in out.getvalue() and "last time" in out.getvalue()
+    with pytest.raises(DataError, match="says 500"):
+        remote.bring("hf://datasets/me/set/*.md", (".md",))
+
+
 @pytest.mark.parametrize("revision", ["v1.0", "refs/convert/parquet", "refs%2Fconvert%2Fparquet"])
 @pytest.mark.parametrize("path", ["data/a.txt", "data/a.*"])
 def test_revisions(start: Start, revision: str, path: str) -> None:

@@ -263,6 +263,12 @@ def test_tok_trains_measures_and_shows(
     text = our_texts()["news"]
     share = len(text.encode()) / len(tokenizer.encode(text))
     assert code == 0 and f"{share:.2f}" in said and "mine.txt" in said and "Korean" in said
+    (tmp_path / "code.py").write_text("é" * 600_000)  # cut in the middle of a character
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG")
+    code, said = tok("eval", str(tmp_path / "code.py"), "--tokenizer", str(out))
+    assert code == 0 and "1,048,576" in said
+    code, said = tok("eval", str(tmp_path / "picture.png"), "--tokenizer", str(out))
+    assert code == 1 and "no UTF-8 at byte 0" in said and said.count("\n") == 1
     code, said = tok("show", "a cat <|bos|> é", "--tokenizer", str(out))
     assert code == 0 and "␣cat" in said and r"\xc3" in said and "bytes a token" in said
     code, said = tok("eval", "--tokenizer", str(tmp_path / "none.json"))

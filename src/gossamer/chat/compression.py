@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import codecs
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,6 +28,7 @@ from tokenizers.pre_tokenizers import Split
 
 from gossamer.chat.corpus import Corpus, find_shards
 from gossamer.chat.document import text_of
+from gossamer.chat.formats import FORMATS
 from gossamer.chat.message import pieces_of
 from gossamer.chat.task import sample
 from gossamer.chat.tasks import TASKS
@@ -221,13 +223,16 @@ def our_texts() -> dict[str, str]:
 
 
 def texts_of(paths: Sequence[str], console: Console | None = None) -> dict[str, str]:
-    """The beginning of each of a person's files, by its name.
+    """The beginning of each of a person's files, by its name; of any kind that is text.
 
     Raises:
         DataError: as `find_shards`.
     """
-    texts = {}
-    for shard in find_shards(paths, console) if paths else ():
+    plain = [path for path in map(Path, paths)
+             if path.is_file() and path.suffix.lower() not in FORMATS]
+    texts = {str(path): _beginning(path) for path in plain}
+    others = [path for path in paths if Path(path) not in plain]
+    for shard in find_shards(others, console) if others else ():
         parts, size = list[str](), 0
         for block in shard.blocks:
             if size >= _OF_A_FILE:
@@ -236,6 +241,19 @@ def texts_of(paths: Sequence[str], console: Console | None = None) -> dict[str, 
             size += block.size
         texts[shard.name] = "\n\n".join(parts)
     return texts
+
+
+def _beginning(path: Path) -> str:
+    """Of a file of source code, say: its first bytes up to a whole character."""
+    try:
+        with path.open("rb") as file:
+            return codecs.getincrementaldecoder("utf-8")().decode(file.read(_OF_A_FILE))
+    except OSError as error:
+        raise DataError(f"{path}: it cannot be read ({error.strerror}). Check its permissions."
+                        ) from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: no UTF-8 at byte {error.start:,}; only text is counted. Convert "
+                        "it, or leave it out.") from None
 
 
 def print_compression(

@@ -115,7 +115,7 @@ def bring(given: str, kinds: Sequence[str], console: Console | None = None) -> l
     Cost: a hash of each file (about 1 s a GB) when it is here.
     """
     try:
-        addresses = _expand(given, kinds)
+        addresses = _expand(given, kinds, console)
         for address in addresses:
             if PurePosixPath(address.file_name).suffix.lower() not in kinds:
                 raise DataError(f"--data {given}: its kind is not one of {', '.join(kinds)}. Give "
@@ -145,7 +145,9 @@ def pinned(
 # What an address stands for ---------------------------------------------------------------------
 
 
-def _expand(given: str, kinds: Sequence[str]) -> list[_Address]:
+def _expand(
+    given: str, kinds: Sequence[str], console: Console | None = None,
+) -> list[_Address]:
     bare, _, fragment = given.partition("#")
     sha256 = fragment.removeprefix("sha256=").lower()
     if fragment and (not fragment.startswith("sha256=") or not _SUM.fullmatch(sha256)):
@@ -174,7 +176,7 @@ def _expand(given: str, kinds: Sequence[str]) -> list[_Address]:
     if sha256:
         raise DataError(f"--data {given}: a sum belongs to a single file, and this may be many. "
                         "Remove it.")
-    return _listed(given, repository, revision, path, kinds)
+    return _listed(given, repository, revision, path, kinds, console)
 
 
 def _on_hub(repository: str, revision: str, path: str, sha256: str = "", size: int = 0) -> _Address:
@@ -190,13 +192,14 @@ def _hub() -> str:
 
 def _listed(
     given: str, repository: str, revision: str, path: str, kinds: Sequence[str],
+    console: Console | None,
 ) -> list[_Address]:
     """The files of a folder on the hub, or those that fit a pattern."""
     is_pattern = bool(set(path) & set("*?["))
     folder = re.split(r"[*?\[]", path)[0].rpartition("/")[0] if is_pattern else path
     url = f"{_hub()}/api/datasets/{repository}/tree/{quote(revision, safe='')}"
     url += f"/{quote(folder, safe='')}" * bool(folder) + "?recursive=true"
-    rows, commit = _listing(given, url)
+    rows, commit = _listing_or_last(given, url, console)
     found = []
     for row in rows:
         name = str(row.get("path"))
@@ -212,6 +215,29 @@ def _listed(
             f"--data {given}: {len(found):,} of its {len(rows):,} files fit and are of "
             f"{', '.join(kinds)}; 1 to {_MOST_FILES:,} are read. Give another folder or pattern.")
     return sorted(found, key=lambda address: address.name)
+
+
+def _listing_or_last(
+    given: str, url: str, console: Console | None,
+) -> tuple[list[dict[str, Any]], str]:
+    """A listing; without a network the one of last time, and we say so."""
+    kept = _note(url).with_suffix(".list.json")
+    try:
+        rows, commit = _listing(given, url)
+    except TransferError as error:
+        try:
+            last = json.loads(kept.read_text(encoding="utf-8"))
+            rows, commit = list(last["rows"]), str(last["commit"])
+        except (OSError, ValueError, KeyError, TypeError):
+            raise error from None
+        if console is not None:
+            console.print(f"--data {given}: {error}; the listing of last time is used.",
+                          highlight=False, markup=False)
+        return rows, commit
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with write_atomically(kept) as file:
+        file.write(json.dumps({"commit": commit, "rows": rows}).encode())
+    return rows, commit
 
 
 def _listing(given: str, url: str) -> tuple[list[dict[str, Any]], str]:
@@ -244,9 +270,9 @@ def _folder() -> Path:
     return Path(setting("GOSSAMER_DATA")) / "remote"
 
 
-def _note(address: _Address) -> Path:
+def _note(url: str) -> Path:
     """Where the sum of an address is written down."""
-    key = hashlib.sha256(address.url.encode()).hexdigest()[:16]
+    key = hashlib.sha256(url.encode()).hexdigest()[:16]
     return _folder() / "addresses" / f"{key}.json"
 
 
@@ -255,7 +281,7 @@ def _noted(address: _Address) -> _Address:
     if address.sha256:
         return address
     try:
-        note = json.loads(_note(address).read_text(encoding="utf-8"))
+        note = json.loads(_note(address.url).read_text(encoding="utf-8"))
         return replace(address, sha256=str(note["sha256"]), name=str(note["name"]))
     except (OSError, ValueError, KeyError, TypeError):
         return address  # not here, or damaged: it is asked for again
@@ -294,7 +320,7 @@ def _copy(address: _Address, shown: _Shown) -> Copy:
             _put_away(part, replace(address, name=name))
         return complaint
 
-    Transfer(address.url, _note(address).with_suffix(""), accept,
+    Transfer(address.url, _note(address.url).with_suffix(""), accept,
              lambda: _kept(address) is not None,
              str(setting("HF_TOKEN")) if hub else "", shown.teller(address)).run()
     brought = _kept(address)
@@ -312,7 +338,7 @@ def _put_away(part: Path, address: _Address) -> None:
     with write_atomically(path.with_name(path.name + ".sha256")) as file:
         file.write(f"{sha256}  {path.name}\n".encode())
     part.replace(path)
-    with write_atomically(_note(address)) as file:
+    with write_atomically(_note(address.url)) as file:
         file.write(json.dumps({"name": address.name, "sha256": sha256}).encode())
 
 
