@@ -135,6 +135,18 @@ def test_results_do_not_depend_on_threads(shape: tuple[int, int, int, int, int])
             assert (c.view(np.int32) == results[0].view(np.int32)).all()
 
 
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("m", [7, 16, 64])
+def test_few_rows_times_a_weight_are_computed_transposed(target: str, m: int) -> None:
+    """Then the weight (out, in) is read where it is, and only C is turned."""
+    shape = (1, 1, m, 300, 130)
+    check(shape, ("rows", "columns", "rows"), as_dtype("float32"), TARGETS[target], chunk=1)
+    if m == 64 and target == "avx512":
+        a, b, c = (np.zeros((1, 1, *s), np.float32) for s in ((m, 130), (300, 130), (m, 300)))
+        call, = product_calls(a, b.swapaxes(2, 3), c, AVX512)[0]
+        assert call.name == f"gemm 300x{m}x130"
+
+
 @pytest.mark.parametrize("target", ["avx512", "avx2", "neon"])
 def test_many_items_share_one_packed_b(target: str) -> None:
     """Packed by a call before the product's, bit for bit as one item packs its own."""

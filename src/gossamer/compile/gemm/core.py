@@ -22,7 +22,7 @@ from functools import cache
 from gossamer.compile.calls import KernelSource
 from gossamer.compile.gemm.driver import ZEROS, Driver
 from gossamer.compile.gemm.micro import cut_rows
-from gossamer.compile.gemm.pack import WIDE
+from gossamer.compile.gemm.pack import PACK, WIDE
 from gossamer.compile.gemm.target import Tile
 
 __all__ = ["core_source", "pack_source"]
@@ -100,10 +100,18 @@ class _Core(Driver):
         def edge() -> None:
             f.line(f"{call}ptr {self.edge}, i64 {width}, ptr {ZEROS}, i64 0)")
             to = self.at(self.out, f.mul(jr, self.out_n))
-            self.scatter(to, self.edge, str(width), rows, columns, f.select(first, "0", "1"))
+            whole = f.compare("sge", rows, str(self.tile.lanes))
+            turned = self.both(first, self.both(whole, f.compare("eq", self.out_m, "1")))
+            f.either(turned, lambda: self.turn(to, rows, columns), lambda: self.scatter(
+                to, self.edge, str(width), rows, columns, f.select(first, "0", "1")))
 
         room = f.value(f"or i1 {full}, {self.has_tile}")
         f.either(self.both(room, f.compare("eq", self.out_n, "1")), direct, edge)
+
+    def turn(self, to: str, rows: str, columns: str) -> None:
+        """The edge buffer transposed into a C whose rows are neighbours: what packing does."""
+        self.f.line(f"call void @{PACK}(ptr {to}, ptr {self.edge}, i64 {rows}, i64 {columns}, "
+                    f"i64 {self.tile.columns}, i64 1, i64 {self.out_n})")
 
     # packing ----------------------------------------------------------------------------------
     def pack_a(self, row: str, rows: str, pc: str, kc: str) -> None:

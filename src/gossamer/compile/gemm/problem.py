@@ -18,6 +18,10 @@ __all__ = ["Problem", "normal_form"]
 # shorter than _LONG spend more time on adding up lanes than on multiplying. Pairs multiply twice
 # as fast as they are packed: half as many rows.
 _THIN, _LONG = 8, 256
+# Lanes that a multiply-add could have used, for each element that is transposed in registers on
+# its way into packed B or into C (which is done where one pass over K, of up to _ONCE, sums
+# everything), and for each element of C that is stored alone.
+_TURN, _ONCE, _LOOSE = 10, 384, 32
 
 
 @dataclass(frozen=True)
@@ -74,13 +78,23 @@ def normal_form(p: Problem, tile: Tile) -> Problem:
     def lanes(x: int) -> int:
         return -(-x // tile.lanes) * tile.lanes
 
-    # Multiply-adds in lanes, and 32 lanes for each element of C that is stored one by one.
-    straight, across, loose = p.m * lanes(p.n) * p.k, p.n * lanes(p.m) * p.k, 32 * p.m * p.n
+    def turned(x: Operand | Packed, columns: int) -> int:
+        along_k = isinstance(x, Operand) and x.strides[3] == 1 and x.strides[2] != 1
+        return _TURN * columns * p.k if along_k else 0
+
+    def stored(rows: int, near: bool, turns: bool) -> int:
+        cost = 0 if near else _TURN if turns and rows >= tile.lanes and p.k <= _ONCE else _LOOSE
+        return cost * p.m * p.n
+
+    # Multiply-adds in lanes, and what is moved: B packed across its direction, C stored across.
+    straight = p.m * lanes(p.n) * p.k + turned(p.b, p.n)
+    across = p.n * lanes(p.m) * p.k + turned(p.a, p.m)
     if isinstance(p.out, Output):
-        straight += loose * (p.out.strides[3] != 1)
-        across += loose * (p.out.strides[2] != 1)
+        _, _, row, column = p.out.strides
+        straight += stored(p.m, column == 1, row == 1)
+        across += stored(p.n, row == 1, column == 1)
     else:
-        across += loose
+        across += stored(p.n, False, True)
     return p.swap() if across < straight else p
 
 
