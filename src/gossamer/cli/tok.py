@@ -77,7 +77,7 @@ def eval_command(
     tokenizer: OfFile = None,
     root: Root = _ROOT,
 ) -> None:
-    """Bytes per token on news, code, digits, twelve languages and your files, beside others'."""
+    """Bytes per token on news, code, digits, ten languages and your files, beside others'."""
     rivals = [read_rival(path) for path in against or ()]
     console = Console()
     texts = {**our_texts(), **texts_of(files or (), console)}
