@@ -25,7 +25,7 @@ __all__ = ["Reader", "Reading", "Span", "common_start"]
 
 ROWS = 32  # texts a forward pass: with 128 positions a training step's worth
 _STEP = 16  # lengths are rounded up to it: sixteen shapes for a context of 256
-_SHORT = 32  # beginnings up to it are read again: a second pass would cost more than it saves
+_SHORT = 48  # beginnings up to it are read again: a second pass would cost more than it saves
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,24 @@ class _Text:
     ids: list[int]
     start: int
     end: int
+
+
+class _Beginning(nn.Place):
+    """A place at the beginning of each row, where there is no past: attention goes over the new
+    keys and values alone, in tiles, and they are kept as they are.
+
+    Attributes:
+        kept: keys and values of each layer, (B, Hk, T, K).
+    """
+
+    def __init__(self, cache: nn.KVCache, starts: gs.Tensor, count: int) -> None:
+        super().__init__(cache, starts, count, None)
+        self.kept: dict[int, tuple[gs.Tensor, gs.Tensor]] = {}
+
+    def attend(self, layer: int, q: gs.Tensor, k: gs.Tensor, v: gs.Tensor) -> gs.Tensor:
+        self.kept[layer] = k, v
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True,
+                                              window=self.cache.windows[layer])
 
 
 def common_start(texts: Sequence[Sequence[int]]) -> int:
@@ -112,21 +130,25 @@ class Reader:
 
         Cost: one pass over the common beginnings and one over the rest, ROWS texts at a time.
         """
-        texts = [[self._cut(g, i, span) for i, span in enumerate(group)]
-                 for g, group in enumerate(groups)]
+        texts = [self._cut(number, group) for number, group in enumerate(groups)]
         found: list[list[Reading | None]] = [[None] * len(group) for group in groups]
         for shared, batch in self._batches(texts):
             for text, reading in zip(*self._pass(shared, batch), strict=True):
                 found[text.group][text.place] = reading
         return [[reading for reading in group if reading is not None] for group in found]
 
-    def _cut(self, group: int, place: int, span: Span) -> _Text:
-        """The text with what fits the context before its end."""
-        end = span.end or len(span.ids)
-        extra = max(0, end - self.context)
-        self.cropped += extra > 0
-        return _Text(group, place, list(span.ids[extra:end]), max(1, span.start - extra),
-                     end - extra)
+    def _cut(self, number: int, group: Sequence[Span]) -> list[_Text]:
+        """The texts with what fits the context before their ends. All lose as much as the longest
+        must, so that they still begin alike; none loses what is to be foretold."""
+        ends = [span.end or len(span.ids) for span in group]
+        most = max(0, max(ends, default=0) - self.context)
+        texts = []
+        for place, (span, end) in enumerate(zip(group, ends, strict=True)):
+            cut = max(end - self.context, min(most, span.start - 1))
+            self.cropped += cut > 0
+            texts.append(_Text(number, place, list(span.ids[cut:end]), max(1, span.start - cut),
+                               end - cut))
+        return texts
 
     def _batches(self, texts: list[list[_Text]]) -> Iterator[tuple[list[int], list[list[_Text]]]]:
         """Groups of like lengths, at most ROWS texts together, and what each group shares."""
@@ -202,15 +224,15 @@ class Reader:
             starts[rows], source[rows] = count, g
             before[rows] = [*[0] * SMEAR, *first[g, :count]][-SMEAR:]
             row += len(group)
-        once, each = self._cache(G, length), self._cache(R, length + T)
-        nowhere = gs.zeros(G, dtype=gs.int64)
+        each = self._cache(R, length + T)
+        beginning = _Beginning(self._cache(G, length), gs.zeros(G, dtype=gs.int64), length)
         # Nobody looks at the scores of the beginnings, so only their keys and values are computed.
-        self.model(gs.from_numpy(first), once.place(nowhere, length),
-                   gs.zeros(G, SMEAR, dtype=gs.int64))
+        self.model(gs.from_numpy(first), beginning, gs.zeros(G, SMEAR, dtype=gs.int64))
         rows_of = gs.from_numpy(source)
-        for own, copy in zip([*once.keys, *once.values], [*each.keys, *each.values], strict=True):
-            lines = own.view(G, length, -1).index_select(0, rows_of)
-            copy.view(R, length + T, -1)[:, :length] = lines
+        for layer, (keys, values) in beginning.kept.items():
+            for new, buffer in ((keys, each.keys[layer]), (values, each.values[layer])):
+                lines = new.transpose(1, 2).reshape(G, length, -1).index_select(0, rows_of)
+                buffer.view(R, length + T, -1)[:, :length] = lines
         # Behind a shorter beginning stands padding: the row writes over it, or does not see it.
         return self.model(gs.from_numpy(ids), each.place(gs.from_numpy(starts), T),
                           gs.from_numpy(before))
