@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -112,6 +114,163 @@ def test_stop(page: Any, server: Running) -> None:
     page.wait_for_function("/Stopped|a second/.test(document.querySelector('#status').textContent)")
     assert page.inner_text("#send") == "Send"
     say(page, "again")
+
+
+def calculated(route: Any) -> None:
+    """A reply that calls the calculator, as the server streams it."""
+    def entry(token: str, forced: bool = False) -> dict[str, Any]:
+        top = [{"token": token, "logprob": -0.5}, {"token": "other", "logprob": -2.0}]
+        return {"token": token, "logprob": -0.5, "bytes": [], "forced": forced,
+                "top_logprobs": [] if forced else top}
+
+    deltas = [({"role": "assistant", "content": ""}, []),
+              ({"calculator": [{"type": "call", "text": "6*7"}]}, [entry("6*7")]),
+              ({"calculator": [{"type": "output", "text": "42"}]}, [entry("42", forced=True)]),
+              ({"content": "It is **42**.\n\n| a | b |\n|---|--:|\n| 1 | `2` |"}, [entry("It")])]
+    chunks = [{"choices": [{"index": 0, "delta": delta, "logprobs": {"content": entries},
+                            "finish_reason": None}]} for delta, entries in deltas]
+    body = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
+    route.fulfill(status=200, content_type="text/event-stream", body=body)
+
+
+def test_calls_of_the_calculator_are_shown(page: Any) -> None:
+    page.route("**/v1/chat/completions", calculated)
+    say(page, "what is 6 x 7?")
+    assert page.locator(".call").all_inner_texts() == ["calculator: 6*7", "= 42"]
+    assert page.locator(".assistant strong").inner_text() == "42"
+    assert page.locator(".assistant td").all_inner_texts() == ["1", "2"]
+    # A screen reader is told the whole reply, once.
+    told = page.locator("#said[aria-live=polite]").text_content()
+    assert told.startswith("6*7= 42 It is **42**.")
+    page.click("#inside")
+    page.locator(".token.forced").click()
+    assert "not chosen" in page.inner_text("#alternatives")
+
+
+def test_without_a_mouse(page: Any) -> None:
+    """Ask, look inside, change what was asked, and stop: with the keyboard alone."""
+    keys = page.keyboard
+    focus = "document.activeElement.%s"
+    page.focus("#text")
+    keys.type("hello")
+    keys.press("Enter")
+    page.wait_for_function("document.querySelector('#status').textContent.includes('a second')")
+    assert page.evaluate(focus % "id") == "text"
+    page.focus("#inside")
+    keys.press("Enter")
+    assert page.get_attribute("#inside", "aria-pressed") == "true"
+    for _ in range(12):  # past the settings and the tools of the first message
+        keys.press("Tab")
+        if "token" in page.evaluate(focus % "className"):
+            break
+    first = page.evaluate(focus % "textContent")
+    keys.press("ArrowRight")
+    keys.press("ArrowRight")
+    assert page.evaluate("[...document.activeElement.parentNode.children]"
+                         ".indexOf(document.activeElement)") == 2
+    keys.press("Enter")
+    assert page.evaluate(focus % "id") == "alternatives"
+    keys.press("Escape")
+    keys.press("Home")
+    assert page.evaluate(focus % "textContent") == first
+    keys.press("Shift+Tab")
+    keys.press("Shift+Tab")
+    assert page.evaluate(focus % "innerText") == "Edit"
+    keys.press("Enter")
+    keys.press("Control+A")
+    keys.type("there")
+    keys.press("Enter")
+    page.wait_for_function("document.querySelector('#status').textContent.includes('a second')")
+    assert [text for who, text in turns(page) if who == "user"] == ["there"]
+
+
+def test_stop_keeps_what_was_said_and_frees_the_slot(
+        page: Any, server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = server.served.host.engine
+    run = engine._run
+
+    def slowly(*given: Any) -> Any:
+        time.sleep(0.1)
+        return run(*given)
+
+    monkeypatch.setattr(engine, "_run", slowly)
+    page.fill("#text", "hello")
+    page.press("#text", "Enter")
+    page.wait_for_function("document.querySelector('.assistant .body').innerText.length > 2")
+    assert page.get_attribute("#log", "aria-busy") == "true"
+    page.click("text=Stop")
+    page.wait_for_function("document.querySelector('#status').textContent === 'Stopped.'")
+    assert len(turns(page)[1][1]) > 2 and page.get_attribute("#log", "aria-busy") == "false"
+    deadline = time.monotonic() + 20
+    while server.health()["active"]:
+        assert time.monotonic() < deadline
+
+
+def test_a_finger_on_a_phone(browser: Any, server: Running) -> None:
+    """Everything can be touched, nothing is wider than the screen, the system's dark is dark."""
+    context = browser.new_context(viewport={"width": 360, "height": 640}, is_mobile=True,
+                                  has_touch=True, color_scheme="dark")
+    page = context.new_page()
+    page.goto(server.url)
+    page.wait_for_selector("#log .turn")
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    page.route("**/v1/chat/completions", calculated)
+    say(page, "a" * 80)
+    page.tap("#inside")
+    for number in range(3):
+        page.locator(".token").nth(number).tap()
+        box = page.locator("#alternatives").bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 360
+        page.tap("h1")
+        assert page.locator("#alternatives").count() == 0
+    page.tap("#inside")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    small = page.evaluate("""() => [...document.querySelectorAll('button, summary')].filter(n => {
+        const box = n.getBoundingClientRect();
+        return box.width && (box.width < 24 || box.height < 24);
+    }).map(n => n.outerHTML)""")
+    assert small == []  # WCAG 2.2, 2.5.8: targets are 24 pixels or more
+    page.tap("article.user >> text=Edit")
+    page.fill("textarea.edit", "b")
+    page.press("textarea.edit", "Enter")
+    page.wait_for_function("document.querySelector('.user .body').innerText === 'b'")
+    context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_contrast(browser: Any, server: Running, scheme: str) -> None:
+    """Text and its background differ by 4.5 to 1 or more (WCAG 2.2, 1.4.3)."""
+    context = browser.new_context(color_scheme=scheme)
+    page = context.new_page()
+    page.goto(server.url)
+    page.wait_for_selector("#log .turn")
+    page.route("**/v1/chat/completions", calculated)
+    say(page, "hello")
+    page.click("#inside")
+    found = page.evaluate("""() => {
+        const light = (c) => {
+            const [r, g, b] = c.match(/[\\d.]+/g).slice(0, 3).map(v => v / 255)
+                .map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
+            return .2126 * r + .7152 * g + .0722 * b;
+        };
+        const style = getComputedStyle(document.documentElement);
+        const at = (name) => {
+            const box = document.body.appendChild(document.createElement('i'));
+            box.style.color = style.getPropertyValue(name);
+            const colour = getComputedStyle(box).color;
+            box.remove();
+            return light(colour);
+        };
+        const pairs = [['--text', '--back'], ['--soft', '--back'], ['--text', '--mine'],
+            ['--text', '--card'], ['--soft', '--card'], ['--accent', '--back'],
+            ['--on-accent', '--accent'], ['--wrong', '--back'], ['--text', '--code']];
+        return Object.fromEntries(pairs.map(([a, b]) => {
+            const [x, y] = [at(a), at(b)].sort((p, q) => q - p);
+            return [a + b, (x + .05) / (y + .05)];
+        }));
+    }""")
+    assert min(found.values()) >= 4.5, found
+    context.close()
 
 
 def test_markup_is_text(page: Any) -> None:

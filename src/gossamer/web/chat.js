@@ -24,6 +24,7 @@ let running = null; // the AbortController of the reply that is being written
 
 function draw() {
   $("log").replaceChildren(...messages.map(turn));
+  $("log").setAttribute("aria-busy", running !== null);
   $("log").scrollTop = $("log").scrollHeight;
   $("inside").setAttribute("aria-pressed", inside);
   const busy = running !== null;
@@ -101,11 +102,15 @@ function button(text, label, action) {
 function tokens(message) {
   const box = make("div");
   box.className = "tokens";
+  box.setAttribute("role", "toolbar");
+  box.setAttribute("aria-label", "Tokens; the arrow keys go from one to the next");
+  box.addEventListener("keydown", step);
   for (const token of message.tokens) {
     const p = Math.exp(token.logprob);
     const node = make("button", shown(token.token));
     node.type = "button";
     node.className = token.forced ? "token forced" : "token";
+    node.tabIndex = box.childElementCount ? -1 : 0; // one stop of the Tab key for all of them
     node.style.setProperty("--p", p.toFixed(3));
     node.setAttribute("aria-label", token.forced ? `${token.token}, given by the calculator`
       : `${token.token}, probability ${(100 * p).toFixed(0)} percent`);
@@ -113,6 +118,16 @@ function tokens(message) {
     box.append(node);
   }
   return box;
+}
+
+function step(event) {
+  const all = [...event.currentTarget.children], at = all.indexOf(document.activeElement);
+  const to = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: all.length - 1 }[event.key];
+  if (at < 0 || !all[to]) return;
+  event.preventDefault();
+  all[at].tabIndex = -1;
+  all[to].tabIndex = 0;
+  all[to].focus();
 }
 
 function shown(text) {
@@ -192,8 +207,12 @@ async function ask() {
   }
   running = null;
   store.set("messages", messages);
+  const busy = document.activeElement?.closest("#settings"); // who sets something stays there
   draw();
-  $("text").focus();
+  if (!busy) $("text").focus();
+  // To a screen reader the reply is told once and whole, not letter by letter.
+  $("said").textContent = reply.pieces.map((p) => (p.type === "output" ? `= ${p.text} ` : p.text))
+    .join("");
 }
 
 const body_ = (message) => body(message, messages.length - 1);

@@ -1,4 +1,4 @@
-// Markdown to DOM nodes: paragraphs, headings, lists, quotes, code, emphasis, links. Text only ever
+// Markdown to DOM nodes: paragraphs, headings, lists, tables, quotes, code, emphasis, links. Text only ever
 // becomes text nodes, so nothing a model writes can become markup of its own.
 
 export function render(text) {
@@ -39,6 +39,12 @@ export function render(text) {
       out.append(make("blockquote", render(quoted.join("\n"))));
       continue;
     }
+    if (line.includes("|") && RULE.test(lines[at + 1] ?? "")) {
+      const rows = [row(line, "th")];
+      for (at += 2; at < lines.length && lines[at].includes("|"); at++) rows.push(row(lines[at], "td"));
+      out.append(make("table", make("tbody", ...rows)));
+      continue;
+    }
     if (!line.trim()) { at++; continue; }
     const paragraph = make("p");
     for (let first = true; at < lines.length && lines[at].trim() && (first || !opens(lines[at])); at++) {
@@ -49,6 +55,13 @@ export function render(text) {
     out.append(paragraph);
   }
   return out;
+}
+
+const RULE = /^\s*\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)*\|?\s*$/; // the line below a table's head
+
+function row(line, cell) {
+  const cells = line.trim().replace(/^\||\|$/g, "").split("|");
+  return make("tr", ...cells.map((text) => make(cell, ...inline(text.trim()))));
 }
 
 function opens(line) {
