@@ -228,7 +228,7 @@ def test_questions_about_tales_have_the_answer_of_the_text() -> None:
     assert not sides[0] & sides[1]
 
 
-def test_the_track_follows_from_the_minutes() -> None:
-    assert track_for(10).tasks["story"] is TASKS["story"]
-    assert track_for(60).tasks["story"] is WORLD_STORIES
-    assert list(track_for(60).tasks) == list(TASKS)
+def test_the_track_follows_from_the_depth() -> None:
+    assert track_for(4).tasks["story"] is TASKS["story"]
+    assert track_for(6).tasks["story"] is WORLD_STORIES
+    assert list(track_for(6).tasks) == list(TASKS)

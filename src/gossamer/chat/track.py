@@ -14,9 +14,9 @@ from gossamer.chat.stories import WORLD_STORIES
 from gossamer.chat.task import Task
 from gossamer.chat.tasks import TASKS
 
-__all__ = ["HOUR", "LONG_MINUTES", "SHORT", "Track", "track_for"]
+__all__ = ["HOUR", "SHORT", "Track", "track_for"]
 
-LONG_MINUTES = 25.0  # from here on the model has six layers (`speedrun.plan`)
+_SHALLOW = 4  # layers up to which a model is one of ten minutes (`dial.py`)
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,6 @@ class Track:
         read_share: of the budget for the first stage.
         talk_share: small talk and tales on request, of the examples answered.
         tale_share: tales on request, of the talk.
-        vocabulary: tokens.
     """
 
     name: str
@@ -39,19 +38,18 @@ class Track:
     read_share: float
     talk_share: float
     tale_share: float
-    vocabulary: int
 
 
 # Ten minutes: reading raises no score there, so it is short. An hour: tales are a quarter of all
 # tokens, so that each of 490 wordings is met a thousand times and more.
-SHORT = Track("short", TASKS, SMALL, 0.06, 0.03, 0.25, 1024)
-HOUR = Track("hour", {**TASKS, "story": WORLD_STORIES}, LARGE, 0.2, 0.15, 0.6, 2048)
+SHORT = Track("short", TASKS, SMALL, 0.06, 0.03, 0.25)
+HOUR = Track("hour", {**TASKS, "story": WORLD_STORIES}, LARGE, 0.2, 0.15, 0.6)
 
 
-def track_for(minutes: float) -> Track:
-    """The track of a run of so many minutes.
+def track_for(layers: int) -> Track:
+    """The track of a model of so many layers, which follow from the minutes.
 
-    >>> track_for(10).name, track_for(60).name
+    >>> track_for(4).name, track_for(6).name
     ('short', 'hour')
     """
-    return SHORT if minutes < LONG_MINUTES else HOUR
+    return SHORT if layers <= _SHALLOW else HOUR

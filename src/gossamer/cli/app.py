@@ -122,6 +122,10 @@ def speedrun_command(
                      "jsonl, parquet), or an address: https://…, hf://datasets/OWNER/NAME/PATTERN; "
                      "may be given several times.")
     ] = None,
+    prose: Annotated[
+        bool, typer.Option("--prose", help="Read the help texts and docstrings of this Python "
+                           "besides.")
+    ] = False,
     practice: Annotated[
         float, typer.Option(min=0.0, max=0.9, metavar="SHARE", help="Of the training, at its end, "
                             "for reinforcement: own replies, rewarded if right.")
@@ -140,7 +144,8 @@ def speedrun_command(
     options = SpeedrunOptions(
         minutes, name, seed, questions, optimizer.value, lr_scale, clip, depth,
         dtype=dtype, borders=borders, without=tuple(without or ()), having=tuple(having or ()),
-        data=tuple(data or ()), practice=practice, steps=steps, save_every=save_every, root=root
+        data=tuple(data or ()), prose=prose, practice=practice, steps=steps,
+        save_every=save_every, root=root
     )
     speedrun(options, resume=resume, chat=chat)
 
