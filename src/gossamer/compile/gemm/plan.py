@@ -34,8 +34,9 @@ _KC, _KC_ALONG = 384, 1024
 _FEW_A, _FEW_B = 24, 16
 _LINE, _PAGE = 64, 4096  # bytes
 # Rows of an A across k that are packed for all panels before the next rows: each line is read from
-# memory once. Measured on Zen 4 (8 .. 64): up to 8 % of a weight gradient whose rows are pages.
-_RUN = 16
+# memory once. Rows of whole pages share a set of L1, which has 8 ways. Measured on Zen 4 (6 .. 64):
+# 1 to 5 % less time than 16 for weight gradients with such rows, and never more.
+_RUN = 8
 _SHARED = 16  # times L2: the largest B that is packed as a whole. It is read in order, so slowly
 # (128 bytes for each 14 x 32 multiply-adds of 56 rows) that even memory would keep up.
 _AGAIN = 1_000_000  # elements of B not packed again (60 us) that pay for a call that packs it
