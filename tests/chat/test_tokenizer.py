@@ -203,6 +203,12 @@ def test_others_are_counted_as_they_count(
         assert {r.count(clean) for r in rivals} == {len(backend.encode(clean).ids)}
 
 
+def test_a_piece_that_is_a_token_is_one_though_no_merges_lead_to_it() -> None:
+    ranks = {bytes([b]): b for b in range(256)} | {b"ab": 256, b"xyz": 257}
+    assert compression.merged(b"xyz", ranks) == [b"xyz"]
+    assert compression.merged(b"xyzab", ranks) == [b"x", b"y", b"z", b"ab"]
+
+
 def test_published_patterns_cut_as_published() -> None:
     text = "I've 12345 CamelCase'll\n\n  x"
     found = [[piece for piece, _ in Split(Regex(pattern), "isolated").pre_tokenize_str(text)]

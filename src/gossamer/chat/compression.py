@@ -22,7 +22,7 @@ from pathlib import Path
 from random import Random
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from tokenizers import Regex, Tokenizer as Backend
 from tokenizers.pre_tokenizers import Split
 
@@ -265,7 +265,7 @@ def print_compression(
         rivals: others to compare with; their column says `bytes (our tokens / theirs)`.
         texts: by name.
     """
-    table = Table("text", "bytes", f"ours ({tokenizer.vocab_size:,})",
+    table = Table(Column("text", overflow="fold"), "bytes", f"ours ({tokenizer.vocab_size:,})",
                   *(f"{rival.name} ({rival.size:,})" for rival in rivals),
                   title="bytes per token")
     for name, text in texts.items():

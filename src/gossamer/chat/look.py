@@ -7,7 +7,7 @@ from itertools import chain, islice
 from random import Random
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from gossamer.chat.corpus import Corpus, Shard, find_shards, is_measured
@@ -46,7 +46,7 @@ def show_data(console: Console, paths: Sequence[str], documents: int) -> None:
         DataError: as `find_shards`.
     """
     shards = find_shards(paths, console)
-    table = Table("file", "documents", "MB of text", "cut")
+    table = Table(Column("file", overflow="fold"), "documents", "MB of text", "cut")
     for shard in shards[:_SHARDS_SHOWN]:
         table.add_row(Text(shard.name), f"{shard.documents:,}", f"{shard.size / 1e6:.2f}",
                       f"{shard.split:,}" if shard.split else "")
