@@ -28,6 +28,7 @@ from gossamer.devices import CPU, META, Device, as_device
 from gossamer.dispatch import checked_shape, node_of, number, public, write_out
 from gossamer.ir.node import Node, Shape
 from gossamer.ir.op import BUFFER, TABLE
+from gossamer.realize import from_copy
 from gossamer.tensor import Tensor, alias, attach, buffer, twin, wrap
 
 __all__ = ["array_node", "as_tensor", "full_tensor", "tensor"]
@@ -90,7 +91,11 @@ def array_node(array: np.ndarray, dtype: DType, copy: bool = True) -> Node:
     if array.dtype.kind == "f" and dtype.kind in "iu":
         array = np.nan_to_num(array).astype(np.int64)  # C's conversion: towards zero, then wrap
     with np.errstate(over="ignore", invalid="ignore"):
-        return buffer(np.array(array, dtype.numpy, copy=True if copy else None, order="C"), dtype)
+        if not copy:
+            return buffer(np.array(array, dtype.numpy, copy=None, order="C"), dtype)
+        node = BUFFER(shape=array.shape, dtype=dtype)
+        node.value = from_copy(array, dtype)
+        return node
 
 
 def finish(node: Node, device: Any, requires_grad: bool = False) -> Tensor:

@@ -26,7 +26,7 @@ from gossamer.modes import MODES
 from gossamer.runtime.data import Data
 from gossamer.runtime.engine import evaluate, evaluate_one
 
-__all__ = ["PATIENCE", "from_array", "overdue", "realize", "settle"]
+__all__ = ["PATIENCE", "from_array", "from_copy", "overdue", "realize", "settle"]
 
 # How many nodes may be made from the oldest uncomputed one behind a tensor on, before the tensor
 # counts as overdue: about 1 MB, and a program that compiles in a second. A training step of a
@@ -69,6 +69,16 @@ def from_array(array: np.ndarray, dtype: DType) -> Data:
     """The value that shares the memory of `array`, an array of dtype's NumPy type, where kernels
     can work on it."""
     return Data.from_array(array, dtype)
+
+
+_ALIGNED = 1024  # bytes from which a copy is worth memory of our own, 1 us
+
+
+def from_copy(array: np.ndarray, dtype: DType) -> Data:
+    """The value with the elements of `array` as `dtype` (not bfloat16), in memory of its own."""
+    if array.size * dtype.itemsize < _ALIGNED:
+        return Data.from_array(np.array(array, dtype.numpy, order="C"), dtype)
+    return Data.copy_of(array, dtype)
 
 
 def _has_value(node: Node) -> bool:

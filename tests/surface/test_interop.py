@@ -226,3 +226,19 @@ def test_unknown_dtype() -> None:
         gs.from_numpy(np.zeros(2, complex))
     with pytest.raises(gs.DTypeError, match="complex"):
         gs.tensor(1j)
+
+
+@pytest.mark.parametrize("array", [
+    np.arange(600, dtype=np.float64).reshape(20, 30), np.arange(600.0).reshape(20, 30).T,
+    np.arange(1200.0)[::-2], np.arange(600, dtype=">i4"), np.linspace(-300, 300, 2400) > 0,
+    np.broadcast_to(np.float32(3), (20, 30)), np.linspace(-9, 9, 700)],
+    ids=["plain", "transposed", "backwards", "byteorder", "bool", "broadcast", "fractions"])
+@pytest.mark.parametrize("dtype", [None, gs.float32, gs.int32, gs.float64])
+def test_a_large_array_is_copied_to_whole_cache_lines(array: np.ndarray, dtype: object) -> None:
+    before = array.copy()
+    made = gs.tensor(array, dtype=dtype)
+    data = made._node.value
+    assert data.buffer.address % 64 == 0 and not data.buffer.borrowed
+    np.testing.assert_array_equal(made.numpy(), before.astype(made.dtype.numpy))
+    made.zero_()
+    np.testing.assert_array_equal(array, before)

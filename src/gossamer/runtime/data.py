@@ -38,6 +38,15 @@ class Data:
         return Data(Buffer.from_numpy(array), array.shape, dtype)
 
     @staticmethod
+    def copy_of(array: np.ndarray, dtype: DType) -> Data:
+        """The elements of a NumPy array, cast as C does, in memory of our own: NumPy's begins in
+        the middle of a cache line, so that every second vector is read from two lines (a chain of
+        five operations on 4M floats: 1.03 to 1.10 of the time)."""
+        made = Data.empty(array.shape, dtype)
+        np.copyto(made.raw, array, casting="unsafe")
+        return made
+
+    @staticmethod
     def empty(shape: tuple[int, ...], dtype: DType) -> Data:
         size = dtype.itemsize
         for n in shape:
