@@ -18,8 +18,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import numpy as np
-
 import gossamer as gs
 from gossamer.chat.sampling import ALTERNATIVES, KNOBS, Sampling, choose
 from gossamer.models.gpt import GPT, SMEAR
@@ -32,6 +30,7 @@ STEP = 32  # short pieces are padded to this, longer ones to CHUNK: two shapes, 
 # Positions that a row must know more than a slot to be copied: a piece costs as much as 1 to STEP
 # tokens, and about five times as much as a copy of a row (docs/log.md).
 WORTH = STEP
+_AHEAD = [0] * SMEAR  # stands for tokens before the first
 LIKELIEST, DRAWN, RANKED = range(3)  # programs: greedy; temperature too; filters, alternatives too
 
 
@@ -352,7 +351,7 @@ class Engine:
         kind = reply._kind if last else LIKELIEST
         knobs = [reply._knobs()] if kind != LIKELIEST else None
         found = self._run([piece + [0] * (padded - len(piece))], [slot], kind, knobs,
-                          [slot.number], len(piece) - 1)
+                          len(piece) - 1)
         slot.ids += piece
         del slot.todo[:len(piece)]
         if last:
@@ -387,7 +386,9 @@ class Engine:
         if token.id in request.stop:
             self._finish(slot, "stop")
             return
-        reply._add(token if request.alternatives else Token(token.id, token.logprob))
+        if token.alternatives and not request.alternatives:  # a neighbour asked for them
+            token = token._replace(alternatives=())
+        reply._add(token)
         forced = list(request.follow(token.id)) if request.follow is not None else []
         room = min(self.context - len(slot.ids), request.max_tokens - len(reply.tokens) + 1)
         for i in forced[:max(room - 1, 0)]:
@@ -398,21 +399,19 @@ class Engine:
 
     # the model --------------------------------------------------------------------------------
     def _run(self, ids: list[list[int]], slots: Sequence[_Slot], kind: int,
-             knobs: list[list[float]] | None, rows: list[int] | None = None,
-             last: int = 0) -> list[Token]:
-        """Feed ids, (B, T), to slots and choose a token for each after position `last`."""
-        where = np.zeros((2 + SMEAR, len(slots)), np.int64)
-        for column, slot in enumerate(slots):
-            self._make_room(slot, len(ids[0]))
-            # An idle row writes where nothing is kept: behind what it holds.
-            where[0, column], where[1, column] = min(len(slot.ids), self.context - 1), slot.base
-            before = slot.ids[-SMEAR:]
-            where[2 + SMEAR - len(before):, column] = before
+             knobs: list[list[float]] | None, last: int | None = None) -> list[Token]:
+        """Feed ids, (B, T), to slots and choose a token for each after position `last` (None: the
+        slots are all of them, and T is 1)."""
+        if self.cache.window:
+            for slot in slots:
+                self._make_room(slot, len(ids[0]))
+        # An idle row writes where nothing is kept: behind what it holds.
+        given = [[min(len(slot.ids), self.context - 1), slot.base, slot.number, last or 0,
+                  *_AHEAD[len(slot.ids):], *slot.ids[-SMEAR:], *fed]
+                 for slot, fed in zip(slots, ids, strict=True)]
         with gs.no_grad():
-            made = self._advance(
-                gs.tensor(ids), gs.tensor(where), gs.tensor([last]),
-                None if rows is None else gs.tensor(rows),
-                None if knobs is None else gs.tensor(knobs), kind)
+            made = self._advance(gs.tensor(given), None if knobs is None else gs.tensor(knobs),
+                                 kind, last is None)
         tokens, logprobs, *more = (t.tolist() for t in made)
         if not more:
             return [Token(i, p) for i, p in zip(tokens, logprobs, strict=True)]
@@ -422,21 +421,23 @@ class Engine:
     def _make_room(self, slot: _Row, count: int) -> None:
         """Let a row's windows slide if `count` positions more have no room behind them."""
         first = len(slot.ids) - slot.base - self.cache.window
-        if self.cache.window and first + self.cache.window + count > self.cache.room:
+        if first + self.cache.window + count > self.cache.room:
             with gs.no_grad():
                 self._slide(gs.tensor([slot.number]), gs.tensor([first]))
             slot.base += first
 
-    def _compute(self, ids: gs.Tensor, where: gs.Tensor, last: gs.Tensor, rows: gs.Tensor | None,
-                 knobs: gs.Tensor | None, kind: int) -> tuple[gs.Tensor, ...]:
+    def _compute(self, given: gs.Tensor, knobs: gs.Tensor | None, kind: int,
+                 every: bool) -> tuple[gs.Tensor, ...]:
         """The compiled step: extend the cache, choose a token of each row.
 
-        `kind` is LIKELIEST without knobs, DRAWN where no row has filters; RANKED lists the
-        alternatives too.
+        A line of `given`, (B, 4 + SMEAR + T): its start, base, row, the position after which to
+        choose (the same in all), the SMEAR tokens before, and those to feed. `kind` is LIKELIEST
+        without knobs, DRAWN where no row has filters; RANKED lists the alternatives too.
         """
-        starts, bases, before = where[0], where[1], where[2:].transpose(0, 1)  # before: (B, SMEAR)
-        place = self.cache.place(starts, ids.shape[1], rows, bases)
-        logits = self.model(ids, place, before).index_select(1, last)[:, 0]  # (B, V)
+        ids, before = given[:, 4 + SMEAR:], given[:, 4:4 + SMEAR]
+        place = self.cache.place(given[:, 0], ids.shape[1], None if every else given[:, 2],
+                                 given[:, 1])
+        logits = self.model(ids, place, before).index_select(1, given[0, 3:4])[:, 0]  # (B, V)
         logprobs = F.log_softmax(logits, dim=-1)
         if knobs is None:
             chosen = logits.argmax(-1)
