@@ -15,8 +15,10 @@ import pytest
 
 import gossamer as gs
 from gossamer import functional as F
+from gossamer.compile.flash import Seen, backward_source, forward_source
 
 from .graphs import plan
+from .test_other_cpus import CPUS, machine_code
 
 LENGTHS = (1, 2, 31, 32, 33, 65, 130)
 WIDTHS = (1, 8, 20, 64, 80)
@@ -249,6 +251,15 @@ def test_texts_with_a_mask_or_a_cache(rng: np.random.Generator) -> None:
     check(case(rng, 33, 33, causal=True, begins=begins, mask=masks(rng, "bool", (2, 2, 33, 33))))
     check(case(rng, 33, 66, causal=True, begins=begins, start=20))
     check(case(rng, 2, 66, causal=True, begins=gs.tensor([[3, 5], [0, 40]]), start=50))
+
+
+@pytest.mark.parametrize("cpu", CPUS)
+def test_texts_become_code_for_other_cpus(cpu: str) -> None:
+    triple, features, target = CPUS[cpu]
+    for make in (forward_source, backward_source):
+        for dtype in (gs.float32, gs.float64):
+            source = make(dtype, target, Seen(causal=True, window=True, begins=True))
+            assert machine_code(source.text, triple, features)
 
 
 def test_beginnings_have_a_shape(rng: np.random.Generator) -> None:

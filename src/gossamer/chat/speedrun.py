@@ -460,7 +460,8 @@ def _facts(
 ) -> RunFacts:
     settings, corpus = trainer.settings, trainer.curriculum.corpus
     row = (f"seed {options.seed}, {settings.optimizer}, batch {settings.batch_size} x "
-           f"{trainer.model.config.sequence_len}, vocabulary {trainer.tokenizer.vocab_size}")
+           f"{trainer.model.config.sequence_len}, vocabulary {trainer.tokenizer.vocab_size}, "
+           f"products in {settings.dtype}")
     rows = [("settings", row)]
     if corpus is not None:
         rows.append(("data", _data_line(trainer, corpus)))

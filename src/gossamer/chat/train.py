@@ -483,7 +483,7 @@ def build_optimizers(model: GPT, settings: TrainSettings) -> list[gs.optim.Optim
     tables = [{"params": params, "lr": lr} for params, lr in groups if params]
     adamw = gs.optim.AdamW(tables, betas=_ADAMW_BETAS, eps=1e-10, weight_decay=0.0)
     if settings.optimizer == "muon":
-        low = None if settings.dtype == "float32" else settings.dtype  # a name: checkpoints are JSON
+        low = None if settings.dtype == "float32" else settings.dtype  # a name, for JSON
         return [gs.optim.Muon(matrices, lr=matrix_lr, weight_decay=settings.weight_decay,
                               ns_dtype=low), adamw]
     return [gs.optim.AdamW(matrices, lr=matrix_lr, betas=(0.9, 0.98), eps=1e-10,
