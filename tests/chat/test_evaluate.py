@@ -18,6 +18,8 @@ from gossamer.chat.code_tasks import assemble, code_of, programs
 from gossamer.chat.engine import Engine, Request
 from gossamer.chat.evaluate import (
     Score,
+    bits_figure,
+    bits_per_byte,
     decoded_match,
     evaluate,
     question_set,
@@ -138,6 +140,23 @@ def test_a_failure_tells_what_was_given(
     assert all(f.question and f.expected for s in told for f in s.failures)
     given = [f.given for s in told for f in s.failures]
     assert sum(map(bool, given)) > len(given) // 2 and scores[0].failures[0].given == ""
+
+
+def test_bits_per_byte_are_those_of_the_pieces(model: GPT, tokenizer: Tokenizer) -> None:
+    text = " ".join(q.text for q in question_set(TASKS, 8)["story"])
+    found = bits_figure(model, tokenizer, [text, "Hi!"])
+    assert found.value == bits_per_byte(model, tokenizer, [text, "Hi!"])
+    rows = []
+    for document in (text, "Hi!"):
+        ids = tokenizer.render_document(document)[0]
+        for at in range(0, len(ids) - 1, CONTEXT):
+            piece = ids[at : at + CONTEXT + 1]
+            nats, _ = _mean_nats(model, piece, 1)
+            rows.append((nats * (len(piece) - 1) / math.log(2), len(tokenizer.decode(piece[1:]))))
+    bits, size = np.array(rows).T  # the texts are ASCII
+    assert found.value == pytest.approx(bits.sum() / size.sum(), rel=1e-5) and len(rows) == 5
+    off = bits - found.value * size
+    assert found.error == pytest.approx(math.sqrt((off**2).sum()) / size.sum(), rel=1e-4)
 
 
 # Likelihoods ----------------------------------------------------------------------------------

@@ -6,10 +6,12 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import gossamer as gs
+from gossamer.chat import suite
 from gossamer.chat.checkpoint import save
 from gossamer.chat.evaluate import question_set
 from gossamer.chat.tasks import TASKS
@@ -66,22 +68,26 @@ def test_everything_is_asked_and_written(
          "num_fewshot": [1]}]}))
     data = [str(core), lines(tmp_path / "fruit.jsonl", CHOICE, CHOICE | {"answer": 1}),
             lines(tmp_path / "school/test.jsonl", PROBLEM, PROBLEM, PROBLEM),
-            lines(tmp_path / "coding.jsonl", PROGRAM)]
+            lines(tmp_path / "coding.jsonl", PROGRAM), str(tmp_path / "own.txt")]
+    (tmp_path / "own.txt").write_text("Mia went to the garden, and Tom to the hall. " * 40)
     lines(tmp_path / "school/train.jsonl", *[PROBLEM] * 50)  # to learn from, so it is not asked
     data[2] = str(tmp_path / "school")
     out = tmp_path / "out"
-    assert run(monkeypatch, "eval", str(checkpoint), "--tasks", "add,core,choice,gsm8k,code",
+    assert run(monkeypatch, "eval", str(checkpoint), "--tasks", "add,core,choice,gsm8k,code,text",
                "--limit", "3", "--samples", "2", "--max-tokens", "8", "--out", str(out),
                *(part for path in data for part in ("--data", path))) == 0
     kept = json.loads((out / "results.json").read_text(encoding="utf-8"))["scores"]
     assert {name: row["asked"] for name, row in kept.items()} == {
-        "add": 3, "pairs": 3, "fruit": 2, "gsm8k": 3, "coding": 1}
+        "add": 3, "pairs": 3, "fruit": 2, "gsm8k": 3, "coding": 1, "own": 0}
+    [bits] = kept["own"]["figures"]
+    assert bits["name"] == "bits per byte" and 1 < bits["value"] < 12 and bits["error"] > 0
     assert [f["name"] for f in kept["gsm8k"]["figures"]] == ["pass@1", "pass@2", "majority of 2"]
     failure = kept["gsm8k"]["failures"][0]
     assert failure["question"] == PROBLEM["question"] and failure["expected"] == "#### 4"
     assert set(failure) == {"question", "expected", "given"}
     assert kept["fruit"]["baseline"] == pytest.approx(1 / 3) and "centred_error" in kept["pairs"]
     report = (out / "report.md").read_text(encoding="utf-8")
+    assert "| own, bits per byte |" in report and "| own |" not in report
     assert "| gsm8k, pass@2 |" in report and "| fruit | " in report and "±" in report
     assert "- gsm8k: What is 2 and 2? (right: `#### 4`" in report
     page = (out / "report.html").read_text(encoding="utf-8")
@@ -102,7 +108,29 @@ def test_by_itself_the_twelve_are_asked_and_nothing_is_overwritten(
     assert folders == ["eval", "eval-2"]
     first, second = (json.loads((checkpoint.parent.parent / f / "results.json").read_text())
                      for f in folders)
-    assert first == second and list(first["scores"]) == list(TASKS)
+    assert first["scores"] == second["scores"] and list(first["scores"]) == list(TASKS)
+    assert first["limit"] == 2 and first["seconds"] > 0
+
+
+def test_what_was_done_before_a_stop_is_kept(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    real = suite.evaluate
+
+    def stopped(model: Any, tokenizer: Any, asked: dict[str, Any], *rest: Any) -> Any:
+        if "add" in asked:
+            raise KeyboardInterrupt
+        return real(model, tokenizer, asked, *rest)
+
+    monkeypatch.setattr(suite, "evaluate", stopped)
+    out = tmp_path / "out"
+    asked = ["eval", str(checkpoint), "--limit", "2", "--out", str(out)]
+    assert run(monkeypatch, *asked, "--tasks", "spell,add,date") == 130
+    assert "stopped; 1 of 3 tasks were done, and are in" in capsys.readouterr().err
+    assert list(json.loads((out / "results.json").read_text())["scores"]) == ["spell"]
+    assert run(monkeypatch, *asked, "--tasks", "add") == 130
+    assert "stopped before the first task was done" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
@@ -117,6 +145,7 @@ def test_by_itself_the_twelve_are_asked_and_nothing_is_overwritten(
     (["--data", "other.jsonl"], "--data other.jsonl: the first question has a, which is no kind"),
     (["--data", "twice.jsonl", "--data", "a/twice.jsonl"], "--data: 'twice' is there twice;"),
     (["--data", "half.jsonl"], "--data half.jsonl: question 2 has choices; it must have"),
+    (["--data", "blank.txt"], "--data blank.txt: the file is empty."),
     (["--samples", "3", "--temperature", "0"], "--samples 3 --temperature 0: at temperature 0"),
 ])
 def test_what_cannot_be_asked_is_told_in_one_line(
@@ -129,6 +158,7 @@ def test_what_cannot_be_asked_is_told_in_one_line(
     if arguments != ["--data", "."]:
         Path("empty.jsonl").write_text("\n\n")
         Path("broken.jsonl").write_text(json.dumps(CHOICE) + '\n{"question": ')
+        Path("blank.txt").write_text("\n")
         Path("binary.jsonl").write_bytes(b"\xff\xfe\x00")
         for name, *rows in (("list", [1]), ("other", {"a": 1}), ("twice", CHOICE),
                             ("a/twice", CHOICE), ("half", CHOICE, {"choices": []})):

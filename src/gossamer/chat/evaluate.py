@@ -26,9 +26,9 @@ from gossamer.chat.text import ReplyStream
 from gossamer.chat.tokenizer import Rendered, Tokenizer
 from gossamer.models.gpt import GPT
 
-__all__ = ["FAILURES", "Failure", "Figure", "Score", "as_read", "bits_per_byte", "content_of",
-           "decoded_match", "evaluate", "mean_score", "question_set", "replies_match",
-           "to_conversation", "with_replies"]
+__all__ = ["FAILURES", "Failure", "Figure", "Score", "as_read", "bits_figure", "bits_per_byte",
+           "content_of", "decoded_match", "evaluate", "mean_score", "question_set",
+           "replies_match", "to_conversation", "with_replies"]
 
 ROWS = 50  # questions a forward pass: 50 x 64 tokens, about one training step's worth
 FAILURES = 5  # a task that are kept to be shown
@@ -237,26 +237,40 @@ def bits_per_byte(model: GPT, tokenizer: Tokenizer, documents: Sequence[Document
     Returns:
         The sum of the bits of all tokens that stand for text, over the bytes of that text.
     """
+    return bits_figure(model, tokenizer, documents).value
+
+
+def bits_figure(model: GPT, tokenizer: Tokenizer, documents: Sequence[Document]) -> Figure:
+    """`bits_per_byte` with its standard error, from how much the pieces that are read differ.
+
+    The error of a ratio of sums over pieces, sqrt(sum (b - r s)^2) / sum s, where b are a piece's
+    bits, s its bytes and r the ratio.
+    """
     T = model.config.sequence_len
     pieces = list[list[int]]()
     for document in documents:
         ids, _ = (tokenizer.render_document(document) if isinstance(document, str)
                   else tokenizer.render(document))
         pieces += [ids[at : at + T + 1] for at in range(0, len(ids) - 1, T)]
-    sizes, bits, size = tokenizer.bytes_per_token, 0.0, 0
+    sizes, bits, size = tokenizer.bytes_per_token, list[float](), list[int]()
     for start in range(0, len(pieces), ROWS):
         rows = np.full((ROWS, T + 1), tokenizer.bos, np.int64)  # one shape, so one program
         for row, piece in zip(rows, pieces[start : start + ROWS], strict=False):
             row[: len(piece)] = piece
-        counted = sizes[rows[:, 1:]] > 0  # marks and padding stand for no text
+        weights = sizes[rows[:, 1:]]  # marks and padding stand for no text
         with gs.no_grad():
             logits = model(gs.from_numpy(np.ascontiguousarray(rows[:, :-1])))
             targets = gs.from_numpy(np.ascontiguousarray(rows[:, 1:]))
             nats = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1),
                                    reduction="none").numpy().reshape(ROWS, T)
-        bits += float(nats[counted].sum(dtype=np.float64)) / math.log(2)
-        size += int(sizes[rows[:, 1:]][counted].sum())
-    return bits / size if size else 0.0
+        counted = np.where(weights > 0, nats, 0.0).sum(axis=1, dtype=np.float64)
+        bits += (counted / math.log(2)).tolist()
+        size += weights.sum(axis=1).tolist()
+    if not sum(size):
+        return Figure("bits per byte", 0.0, 0.0)
+    ratio = math.fsum(bits) / sum(size)
+    off = [b - ratio * s for b, s in zip(bits, size, strict=True)]
+    return Figure("bits per byte", ratio, math.hypot(*off) / sum(size))
 
 
 def mean_score(scores: Sequence[Score]) -> tuple[float, float]:

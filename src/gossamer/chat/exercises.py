@@ -20,8 +20,11 @@ from gossamer.chat.sampling import Sampling
 from gossamer.chat.tokenizer import Tokenizer
 from gossamer.chat.votes import figures, majority
 
-__all__ = ["Drawing", "Exercise", "solve"]
+__all__ = ["Drawing", "Exercise", "Tell", "solve"]
 
+Tell = Callable[[int, int], None]
+
+_ROUNDS = 64  # of the engine between two words on how far it is
 _JUDGES = 2  # programs of a model that run at once; other verdicts take no time
 
 
@@ -66,7 +69,7 @@ class Drawing:
 
 def solve(
     task: str, exercises: Sequence[Exercise], engine: Engine, tokenizer: Tokenizer,
-    drawing: Drawing | None = None, *, failures: int = FAILURES,
+    drawing: Drawing | None = None, *, failures: int = FAILURES, tell: Tell | None = None,
 ) -> Score:
     """Decode replies and judge them.
 
@@ -75,6 +78,7 @@ def solve(
         engine: idle; it decodes as many replies at once as it has rows.
         drawing: how; None = one greedy reply.
         failures: most of them that are kept.
+        tell: called now and then with how many replies are done, and how many there will be.
 
     Returns:
         Right replies among the first ones drawn; with several samples also pass@k and the
@@ -83,7 +87,7 @@ def solve(
     Cost: a prefill a reply, and a round of the engine for each token of the longest ones.
     """
     drawing = drawing or Drawing()
-    drawn = _draw(exercises, engine, tokenizer, drawing)
+    drawn = _draw(exercises, engine, tokenizer, drawing, tell)
     verdicts, voted = list[list[bool]](), list[bool]()
     wrong = list[Failure]()
     with ThreadPoolExecutor(_JUDGES) as pool:
@@ -99,8 +103,8 @@ def solve(
     return Score(task, sum(row[0] for row in verdicts), len(exercises), tuple(wrong), 0.0, more)
 
 
-def _draw(exercises: Sequence[Exercise], engine: Engine, tokenizer: Tokenizer, drawing: Drawing
-          ) -> list[list[Content]]:
+def _draw(exercises: Sequence[Exercise], engine: Engine, tokenizer: Tokenizer, drawing: Drawing,
+          tell: Tell | None) -> list[list[Content]]:
     """The replies to each exercise; none where the prompt does not fit."""
     rng = Random(f"exercises:{drawing.seed}")
     submitted = list[list[Reply]]()
@@ -112,8 +116,11 @@ def _draw(exercises: Sequence[Exercise], engine: Engine, tokenizer: Tokenizer, d
             prompt, drawing.max_tokens, Sampling(drawing.temperature, seed=seed),
             stop=(tokenizer.assistant_end, tokenizer.bos), follow=Calculator(tokenizer).follow,
         )) for seed in seeds if fits])
+    total = sum(map(len, submitted))
     while engine.busy:
         engine.step()
+        if tell is not None and engine.rounds % _ROUNDS == 0:
+            tell(sum(reply.finish is not None for replies in submitted for reply in replies), total)
     return [[content_of(tokenizer, reply) for reply in replies] for replies in submitted]
 
 

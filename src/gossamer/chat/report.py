@@ -286,13 +286,15 @@ def scores_table(scores: Sequence[Score]) -> Table:
     rows = list[tuple[str, ...]]()
     for s in scores:
         above = [f"{s.centred:.3f} ± {s.centred_error:.3f}"] if centred else []
-        rows.append((s.task, f"{s.right}/{s.asked}", _share(s), *above))
+        if s.asked:
+            rows.append((s.task, f"{s.right}/{s.asked}", _share(s), *above))
         rows += [(f"{s.task}, {f.name}", "", f"{f.value:.3f} ± {f.error:.3f}", *([""] * centred))
                  for f in s.figures]
-    if len(scores) > 1:
-        mean, error = mean_score(scores)
-        over = sum(s.centred for s in scores) / len(scores)
-        spread = math.hypot(*(s.centred_error for s in scores)) / len(scores)
+    asked = [s for s in scores if s.asked]
+    if len(asked) > 1:
+        mean, error = mean_score(asked)
+        over = sum(s.centred for s in asked) / len(asked)
+        spread = math.hypot(*(s.centred_error for s in asked)) / len(asked)
         above = [f"**{over:.3f} ± {spread:.3f}**"] if centred else []
         rows.append(("**mean**", "", f"**{mean:.3f} ± {error:.3f}**", *above))
     return Table(("task", "right", "share", *(["above guessing"] if centred else [])), tuple(rows))

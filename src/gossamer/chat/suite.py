@@ -7,6 +7,7 @@ so there is nothing to declare.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -23,6 +24,7 @@ from gossamer.chat.engine import Engine
 from gossamer.chat.evaluate import (
     Score,
     as_read,
+    bits_figure,
     decoded_match,
     evaluate,
     question_set,
@@ -30,19 +32,23 @@ from gossamer.chat.evaluate import (
     to_conversation,
     with_replies,
 )
-from gossamer.chat.exercises import Drawing, Exercise, solve
+from gossamer.chat.exercises import Drawing, Exercise, Tell, solve
 from gossamer.chat.gsm8k import is_problem, problems
+from gossamer.chat.interrupt import Interrupted
 from gossamer.chat.letters import answer_letters, choice_questions, is_choice
 from gossamer.chat.report import scores_table, write_examination
 from gossamer.chat.rows import Row, read_rows
 from gossamer.chat.task import Question, final_part
 from gossamer.chat.tasks import TASKS
+from gossamer.chat.track import track_for
 from gossamer.core.errors import DataError, GossamerError
 
 __all__ = ["EvalOptions", "Exam", "find_exams", "run_eval"]
 
 _ENGINE_ROWS = 16
-_GROUPS = ("first-grade", "core", "choice", "gsm8k", "code")
+_QUESTIONS = 250  # a task of the twelve, where no limit is given: as many as the speedrun asks
+_GROUPS = ("first-grade", "core", "choice", "gsm8k", "code", "text")
+_TEXTS = (".txt", ".md")
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,8 @@ class _Bench:
     def __init__(self, checkpoint: Checkpoint, options: EvalOptions) -> None:
         self.model, self.tokenizer = checkpoint.model, checkpoint.tokenizer
         self.options, self.reader = options, Reader(checkpoint.model)
+        self.track = track_for(checkpoint.model.config.n_layer)
+        self.tell: Tell | None = None
         self._engine: Engine | None = None
 
     @property
@@ -85,7 +93,12 @@ class _Bench:
     def solve(self, name: str, exercises: Sequence[Exercise]) -> Score:
         chosen = exercises[: self.options.limit or None]
         return solve(name, chosen, self.engine, self.tokenizer, self.options.drawing,
-                     failures=self.options.failures)
+                     failures=self.options.failures, tell=self.tell)
+
+    def held_out(self, names: Sequence[str]) -> dict[str, list[Question]]:
+        """Questions of the twelve tasks, as the model's track asks them."""
+        tasks = {name: self.track.tasks[name] for name in names}
+        return question_set(tasks, self.options.limit or _QUESTIONS, seed=self.options.seed)
 
 
 @dataclass(frozen=True)
@@ -94,7 +107,7 @@ class Exam:
 
     Args:
         name: of its score.
-        group: one of "first-grade", "core", "choice", "gsm8k", "code".
+        group: one of _GROUPS.
         run: gives the score.
     """
 
@@ -133,8 +146,8 @@ def _unknown(name: str, found: Sequence[Exam]) -> str:
         return (f"--tasks {name}: it needs questions, and no --data holds any. Name their file "
                 "or folder with --data.")
     known = ", ".join(["first-grade", *TASKS, *(exam.name for exam in found)])
-    return (f"--tasks {name}: no such task. There are: {known}; and core, choice, gsm8k and code "
-            "with --data.")
+    return (f"--tasks {name}: no such task. There are: {known}; and core, choice, gsm8k, code and "
+            "text with --data.")
 
 
 def _exams_in(path: Path) -> list[Exam]:
@@ -142,7 +155,7 @@ def _exams_in(path: Path) -> list[Exam]:
     if not path.exists():
         raise DataError(f"--data {path}: there is no such file or folder. Check the path.")
     if path.is_file():
-        return [_exam_of(path)]
+        return [_text(path) if path.suffix in _TEXTS else _exam_of(path)]
     if core_list(path) is not None:
         return [_core(task) for task in find_core_tasks(path)]
     # A benchmark that has a test set beside what is to be learned from is asked that alone.
@@ -171,6 +184,23 @@ def _exam_of(path: Path) -> Exam:
         "(question, answer with ####) or code (prompt, entry_point, test).")
 
 
+def _text(path: Path) -> Exam:
+    """Bits per byte of a person's own text; there is no right or wrong, so nothing is asked."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        what = "it is no text in UTF-8" if isinstance(error, ValueError) else error.strerror
+        raise DataError(f"--data {path}: {what}. Save it as UTF-8, or leave it out.") from None
+    if not text.strip():
+        raise DataError(f"--data {path}: the file is empty. Leave it out.")
+
+    def run(bench: _Bench) -> Score:
+        found = bits_figure(bench.model, bench.tokenizer, [text])
+        return Score(path.stem, 0, 0, figures=(found,))
+
+    return Exam(path.stem, "text", run)
+
+
 def _core(task: CoreTask) -> Exam:
     return Exam(task.label, "core", lambda bench: evaluate_core(
         task, bench.reader, bench.tokenizer, bench.options.limit, failures=bench.options.failures))
@@ -186,7 +216,7 @@ def _choice(name: str, rows: Sequence[Row], path: Path) -> Exam:
 def _first_grade(name: str) -> Exam:
     def run(bench: _Bench) -> Score:
         options = bench.options
-        asked = question_set({name: TASKS[name]}, options.limit or 250, seed=options.seed)
+        asked = bench.held_out([name])
         if options.drawing.temperature > 0:
             return bench.solve(name, [_exercise(question) for question in asked[name]])
         scores = evaluate(bench.model, bench.tokenizer, asked, options.failures)
@@ -213,30 +243,56 @@ def run_eval(checkpoint: Checkpoint, options: EvalOptions, console: Console, out
 
     Raises:
         DataError, ValueError: as `find_exams`, before anything is asked.
+        Interrupted: told to stop; the message says where what was done is.
         GossamerError: `options.twin`, and the two ways of scoring differ.
     """
     exams = find_exams(options)
     bench, scores = _Bench(checkpoint, options), list[Score]()
-    for exam in exams:
-        _say(console, f"{exam.name} ...")
-        scores.append(exam.run(bench))
-    folder = _folder(checkpoint.folder, out)
+    began = time.monotonic()
+    try:
+        for exam in exams:
+            scores.append(_sit(exam, bench, console))
+    except KeyboardInterrupt:  # of a long evaluation what is done is not lost
+        if not scores:
+            raise Interrupted("stopped before the first task was done.") from None
+        card = _write(checkpoint, options, scores, began, out)
+        raise Interrupted(f"stopped; {len(scores)} of {len(exams)} tasks were done, and are in "
+                          f"{card}.") from None
     print_table(console, scores_table(scores))
     if bench.reader.cropped:
         _say(console, f"{bench.reader.cropped} texts were longer than the context and lost their "
                       "beginning")
-    write_results(folder, scores, {"model": str(checkpoint.folder), "seed": options.seed})
-    card = write_examination(folder, checkpoint.folder, scores, options.drawing)
-    _say(console, f"results: {card}")
+    _say(console, f"results: {_write(checkpoint, options, scores, began, out)}")
     if options.twin:
         _say(console, _twin(bench, [exam.name for exam in exams if exam.group == "first-grade"]))
     return scores
 
 
+def _sit(exam: Exam, bench: _Bench, console: Console) -> Score:
+    """Run one exam and say so: on a terminal how far it is, else a line."""
+    if not console.is_terminal:
+        _say(console, f"{exam.name} ...")
+        return exam.run(bench)
+    with console.status(f"{exam.name} ...") as status:
+        bench.tell = lambda done, total: status.update(
+            f"{exam.name}: {done:,} of {total:,} replies")
+        return exam.run(bench)
+
+
+def _write(checkpoint: Checkpoint, options: EvalOptions, scores: Sequence[Score], began: float,
+           out: Path | None) -> Path:
+    """Write the results; the path of report.md."""
+    folder, drawing = _folder(checkpoint.folder, out), options.drawing
+    write_results(folder, scores, {
+        "model": str(checkpoint.folder), "seed": options.seed, "limit": options.limit,
+        "samples": drawing.samples, "temperature": drawing.temperature,
+        "seconds": round(time.monotonic() - began, 3)})
+    return write_examination(folder, checkpoint.folder, scores, drawing)
+
+
 def _twin(bench: _Bench, names: Sequence[str]) -> str:
     """Score the twelve by one forward pass and by decoding, and compare item by item."""
-    options = bench.options
-    asked = question_set({n: TASKS[n] for n in names}, options.limit or 250, seed=options.seed)
+    asked = bench.held_out(names)
     examples = [bench.tokenizer.render(to_conversation(q)) for qs in asked.values() for q in qs]
     fast = replies_match(bench.model, examples)
     slow = decoded_match(bench.engine, bench.tokenizer, examples)

@@ -29,14 +29,14 @@ def eval_command(
     tasks: Annotated[
         list[str] | None,
         typer.Option(metavar="NAMES", show_default="all that --data holds, else first-grade",
-                     help="Tasks, or groups of them: first-grade, core, choice, gsm8k, code; "
+                     help="Tasks, or groups of them: first-grade, core, choice, gsm8k, code, text; "
                      "separated by commas, or given several times.")
     ] = None,
     data: Annotated[
         list[Path] | None,
         typer.Option(metavar="PATH", help="Questions of your own: a folder of CORE's tasks, a "
-                     "folder or .jsonl file of multiple choice, GSM8K or HumanEval; may be given "
-                     "several times.")
+                     "folder or .jsonl file of multiple choice, GSM8K or HumanEval, or a text "
+                     "(.txt, .md) for its bits per byte; may be given several times.")
     ] = None,
     limit: Annotated[
         int, typer.Option(min=0, metavar="N", help="Most questions a task; 0: all (of "
@@ -65,7 +65,9 @@ def eval_command(
         Path | None, typer.Option(metavar="FOLDER", show_default="eval in the run's folder, "
                                   "numbered if taken", help="Where the results go.")
     ] = None,
-    root: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the runs.")] = Path("runs"),
+    root: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Folder of the runs.")
+    ] = Path("runs"),
 ) -> None:
     """Ask a trained model questions, and write down how many it gets right."""
     names = tuple(name.strip() for part in tasks or () for name in part.split(",") if name.strip())
