@@ -3,8 +3,8 @@
 A short story is three or four events (someone goes, takes, gives); a world story is the beginning
 of a tale of `narrative.py`, with its pronouns and its talk. The reply names each hop before the
 result, "So Mia has the cup. Mia is in the garden. => garden": two one-hop look-ups instead of one
-two-hop inference. Nothing that is looked up begins a text, where a name is another token than after
-a space.
+two-hop inference. Seven stories of eight begin with another word than a name, since a name that
+begins a text is another token than after a space.
 
 Measured on held-out questions, 300 steps of stories alone, four layers of 128 (standard error 2 %):
 four to eight events .60; three to five .84, three or four .87. There, naming every owner in order
@@ -27,7 +27,8 @@ __all__ = ["STORIES", "WORLD_STORIES", "Event", "ShortStory", "WorldStory", "sta
 # (verb, who, what): to "go" to a place, to "take" a thing, to "give" thing>receiver.
 Event = tuple[str, str, str]
 
-_OPENINGS = ("Today", "First", "Once", "One day")
+_OPENINGS = ("Today ", "First ", "Once ", "One day ", "Yesterday ", "At first ", "This morning ",
+             "")
 _GO = ("{0} went to the {1}.", "{0} walked to the {1}.", "{0} ran to the {1}.")
 _TAKE = ("{0} took the {1}.", "{0} picked up the {1}.", "{0} got the {1}.")
 _GIVE = ("{0} gave the {1} to {2}.", "{0} handed the {1} to {2}.")
@@ -99,7 +100,7 @@ def tell(events: tuple[Event, ...], rng: Random) -> str:
     """The events as sentences, each in one of its wordings."""
     sentences = [pick(rng, _PHRASES[verb]).format(who, *what.split(">"))
                  for verb, who, what in events]
-    return f"{pick(rng, _OPENINGS)} {' '.join(sentences)}"
+    return pick(rng, _OPENINGS) + " ".join(sentences)
 
 
 def _draw_short(rng: Random) -> ShortStory:

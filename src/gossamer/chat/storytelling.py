@@ -200,4 +200,5 @@ def story_figures(
     """
     told = tell_stories(engine, tokenizer, count, seed=seed)
     record = measure_stories(told, training_runs(lexicon))
-    return (*record.figures, *excess_bits(engine.model, tokenizer, lexicon))
+    groups = min(max(2, count // 25), 16)
+    return (*record.figures, *excess_bits(engine.model, tokenizer, lexicon, groups))
