@@ -263,10 +263,11 @@ def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out.startswith("gossamer 0.")
 
 
-def test_chat_without_a_model_says_which_command_makes_one(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+@pytest.mark.parametrize("name", ["chat", "serve --port 0", "infer-bench"])
+def test_without_a_model_they_say_which_command_makes_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str
 ) -> None:
-    assert run_cli(monkeypatch, "chat", "--root", str(tmp_path)) == 1
+    assert run_cli(monkeypatch, *name.split(), "--root", str(tmp_path)) == 1
     error = capsys.readouterr().err
     assert "gossamer speedrun" in error and error.count("\n") == 1
 

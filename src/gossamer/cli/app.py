@@ -219,14 +219,14 @@ def serve_command(
     root: Root = _ROOT,
 ) -> None:
     """Serve a trained model: the OpenAI API and a chat page."""
-    listening = bind(host, port)  # before the model is read: a port in use is told at once
-    checkpoint = load_model(find_checkpoint(root, run))
-    facts = {"parameters": checkpoint.model.count_parameters(), "temperature": temperature}
-    name = checkpoint.folder.parent.parent.name  # runs/NAME/checkpoints/step-...
-    engine = Engine(lighten(checkpoint.model, quantize), rows, kept=rows)
-    served = Served(name, Host(engine), checkpoint.tokenizer,
-                    Sampling(temperature), int(checkpoint.folder.stat().st_mtime), facts)
-    serve(served, listening, Console())
+    with bind(host, port) as listening:  # before the model is read: a port in use is told at once
+        checkpoint = load_model(find_checkpoint(root, run))
+        facts = {"parameters": checkpoint.model.count_parameters(), "temperature": temperature}
+        name = checkpoint.folder.parent.parent.name  # runs/NAME/checkpoints/step-...
+        engine = Engine(lighten(checkpoint.model, quantize), rows, kept=rows)
+        served = Served(name, Host(engine), checkpoint.tokenizer,
+                        Sampling(temperature), int(checkpoint.folder.stat().st_mtime), facts)
+        serve(served, listening, Console())
 
 
 @app.command("data")
