@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings, strategies as st
 from rich.console import Console
 
 from gossamer.chat import document, formats
@@ -238,11 +242,61 @@ def test_a_damaged_table_is_found_before_training(tmp_path: Path, name: str, dam
     assert "\n" not in str(raised.value)
 
 
+MUTATIONS = """
+import random, sys
+from pathlib import Path
+from gossamer.chat.corpus import find_shards
+from gossamer.core.errors import DataError
+found, good = [0, 0], [Path(name) for name in sys.argv[1:]]
+rng = random.Random(7)
+for path in good:
+    whole = path.read_bytes()
+    for _ in range(80):
+        data = bytearray(whole)
+        for _ in range(rng.choice([1, 1, 2, 8, 50])):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        broken = path.with_stem("broken")
+        broken.write_bytes(data)
+        try:
+            find_shards([broken])
+            found[0] += 1
+        except DataError as error:
+            assert "\\n" not in str(error), str(error)
+            found[1] += 1
+assert min(found) > 20, found
+"""
+
+
+def test_no_damage_to_a_table_ends_the_process(tmp_path: Path) -> None:
+    """Read without a check of its offsets, a damaged Arrow file is a segmentation fault."""
+    names = [str(write(tmp_path, name)) for name in ("a.parquet", "a.arrow", "stream.arrow")]
+    done = subprocess.run([sys.executable, "-c", MUTATIONS, *names], capture_output=True, text=True,
+                          check=False, timeout=120, env={
+                              **os.environ, "PYTHONPATH": str(Path(formats.__file__).parents[2])})
+    assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
+
+
+@given(st.binary(max_size=400) | st.text(max_size=100).map(str.encode) | st.text(
+    alphabet='{}[]":,\\n textmsageroluinhd01', max_size=200).map(str.encode))
+@settings(max_examples=300)
+@pytest.mark.parametrize("kind", ["txt", "jsonl"])
+def test_any_bytes_are_documents_or_one_line(
+    tmp_path_factory: pytest.TempPathFactory, kind: str, data: bytes,
+) -> None:
+    path = tmp_path_factory.getbasetemp() / f"any.{kind}"
+    path.write_bytes(data)
+    try:
+        shard, = find_shards([path])
+        assert sum(len(shard.format.read(path, b)) for b in shard.blocks) == shard.documents > 0
+    except DataError as error:
+        assert str(error).startswith(f"--data {path}") and "\n" not in str(error)
+
+
 def test_a_table_without_a_text_is_refused(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
     parquet.write_table(pyarrow.table({"x": [1, 2]}), tmp_path / "x.parquet")
-    with pytest.raises(DataError, match="its columns are x"):
+    with pytest.raises(DataError, match="its columns are 'x'"):
         find_shards([tmp_path / "x.parquet"])
 
 

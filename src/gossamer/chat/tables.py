@@ -70,13 +70,14 @@ def open_parquet(path: Path) -> Table:
     Raises:
         DataError: pyarrow is missing, the file is damaged, or none of its columns holds text.
     """
-    pyarrow, parquet = _pyarrow(path)
+    _, parquet = _pyarrow(path)
     try:
         file = parquet.ParquetFile(path, buffer_size=_BUFFER, page_checksum_verification=True)
         groups = [file.metadata.row_group(n).num_rows for n in range(file.metadata.num_row_groups)]
-    except (pyarrow.ArrowException, OSError) as error:
+        columns = file.schema_arrow.names
+    except Exception as error:  # as in _guarded
         raise _broken(path, error) from None
-    names = _columns(path, file.schema_arrow.names)
+    names = _columns(path, columns)
     return Table(path, groups,
                  lambda group: file.iter_batches(_ROWS, row_groups=[group], columns=names))
 
@@ -100,9 +101,10 @@ def open_arrow(path: Path) -> Table:
             reader = pyarrow.ipc.open_stream(source)
             batches = list(reader)
             groups, group = [batch.num_rows for batch in batches], batches.__getitem__
-    except (pyarrow.ArrowException, OSError, EOFError) as error:
+        columns = reader.schema.names
+    except Exception as error:  # as in _guarded
         raise _broken(path, error) from None
-    names = _columns(path, reader.schema.names)
+    names = _columns(path, columns)
 
     def stream(number: int) -> Iterator[Any]:
         batch = group(number).select(names)
@@ -125,17 +127,18 @@ def _columns(path: Path, names: list[str]) -> list[str]:
     """Those that may hold documents."""
     found = [name for name in names if name in COLUMNS]
     if not found:
-        raise DataError(f"--data {path}: its columns are {', '.join(names) or 'none'}; one must be "
-                        "'text', 'messages', or a pair such as 'question' and 'answer'. Rename "
-                        "them.")
+        shown = ", ".join(map(repr, names)) or "none"
+        raise DataError(f"--data {path}: its columns are {shown}; one must be 'text', 'messages', "
+                        "or a pair such as 'question' and 'answer'. Rename them.")
     return found
 
 
 def _guarded(path: Path, batches: Iterator[Any]) -> Iterator[Any]:
+    """Batches whose offsets and UTF-8 have been checked: reading damaged ones ends the process."""
     try:
-        yield from batches
-    except DataError:
-        raise
+        for batch in batches:
+            batch.validate(full=True)
+            yield batch
     except Exception as error:  # pyarrow raises OSError, ArrowException and bare ones for damage
         raise _broken(path, error) from None
 
