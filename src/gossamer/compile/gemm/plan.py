@@ -39,7 +39,7 @@ _LINE, _PAGE = 64, 4096  # bytes
 _RUN = 8
 _SHARED = 16  # times L2: the largest B that is packed as a whole. It is read in order, so slowly
 # (128 bytes for each 14 x 32 multiply-adds of 56 rows) that even memory would keep up.
-_AGAIN = 1_000_000  # elements of B not packed again (60 us) that pay for a call that packs it
+_AGAIN = 500_000  # elements of B not packed again (30 us) that pay for a call that packs it
 _PARTS = 8  # items that a product with a long K should have, and the most parts of K
 _PART_K = 1024  # products in a part: the sum of the parts costs 1 / 64 of them
 _SERIAL = 400_000  # multiply-adds (4 us) below which waking a thread costs more than it saves
