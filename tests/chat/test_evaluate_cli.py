@@ -13,9 +13,10 @@ import pytest
 import gossamer as gs
 from gossamer.chat import suite
 from gossamer.chat.checkpoint import save
-from gossamer.chat.evaluate import question_set
+from gossamer.chat.evaluate import Figure, question_set
 from gossamer.chat.tasks import TASKS
 from gossamer.chat.tokenizer import Tokenizer
+from gossamer.chat.track import track_for
 from gossamer.cli import app
 from gossamer.models.gpt import GPT, GPTConfig
 
@@ -110,6 +111,24 @@ def test_by_itself_the_twelve_are_asked_and_nothing_is_overwritten(
                      for f in folders)
     assert first["scores"] == second["scores"] and list(first["scores"]) == list(TASKS)
     assert first["limit"] == 2 and first["seconds"] > 0
+
+
+def test_stories_are_figures_alone(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[Any] = []
+
+    def figures(engine: Any, tokenizer: Any, lexicon: Any, count: int, *, seed: int) -> Any:
+        seen.append((engine.model.config.n_layer, lexicon, count, seed))
+        return (Figure("grammatical", 0.5, 0.1),)
+
+    monkeypatch.setattr(suite, "story_figures", figures)
+    out = tmp_path / "out"
+    assert run(monkeypatch, "eval", str(checkpoint), "--tasks", "stories,add", "--limit", "3",
+               "--seed", "4", "--out", str(out)) == 0
+    assert seen == [(1, track_for(1).lexicon, 3, 4)]
+    report = (out / "report.md").read_text(encoding="utf-8")
+    assert "| stories, grammatical |  | 0.500 ± 0.100 |" in report and "**mean**" not in report
 
 
 def test_what_was_done_before_a_stop_is_kept(

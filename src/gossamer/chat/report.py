@@ -297,7 +297,7 @@ def scores_table(scores: Sequence[Score]) -> Table:
         spread = math.hypot(*(s.centred_error for s in asked)) / len(asked)
         above = [f"**{over:.3f} ± {spread:.3f}**"] if centred else []
         rows.append(("**mean**", "", f"**{mean:.3f} ± {error:.3f}**", *above))
-    return Table(("task", "right", "share", *(["above guessing"] if centred else [])), tuple(rows))
+    return Table(("task", "right", "result", *(["above guessing"] if centred else [])), tuple(rows))
 
 
 def _one_line(text: str) -> str:

@@ -38,6 +38,7 @@ from gossamer.chat.interrupt import Interrupted
 from gossamer.chat.letters import answer_letters, choice_questions, is_choice
 from gossamer.chat.report import scores_table, write_examination
 from gossamer.chat.rows import Row, read_rows
+from gossamer.chat.storytelling import story_figures
 from gossamer.chat.task import Question, final_part
 from gossamer.chat.tasks import TASKS
 from gossamer.chat.track import track_for
@@ -47,7 +48,8 @@ __all__ = ["EvalOptions", "Exam", "find_exams", "run_eval"]
 
 _ENGINE_ROWS = 16
 _QUESTIONS = 250  # a task of the twelve, where no limit is given: as many as the speedrun asks
-_GROUPS = ("first-grade", "core", "choice", "gsm8k", "code", "text")
+_TALES = 200  # told, where no limit is given: an error of 3 % at most
+_NEED_DATA = ("core", "choice", "gsm8k", "code", "text")
 _TEXTS = (".txt", ".md")
 
 
@@ -107,7 +109,7 @@ class Exam:
 
     Args:
         name: of its score.
-        group: one of _GROUPS.
+        group: "first-grade", "stories" or one of _NEED_DATA.
         run: gives the score.
     """
 
@@ -123,7 +125,7 @@ def find_exams(options: EvalOptions) -> list[Exam]:
         DataError: a file or folder is missing, empty, damaged or of no known kind.
         ValueError: a name of a task that there is not.
     """
-    offered = [_first_grade(name) for name in TASKS]
+    offered = [*(_first_grade(name) for name in TASKS), _stories()]
     found = [exam for path in options.data for exam in _exams_in(path)]
     names = [exam.name for exam in (*offered, *found)]
     doubled = sorted({name for name in names if names.count(name) > 1})
@@ -131,7 +133,7 @@ def find_exams(options: EvalOptions) -> list[Exam]:
         raise ValueError(f"--data: {doubled[0]!r} is there twice; scores are told apart by their "
                          "names. Leave one out, or rename its file.")
     if not options.tasks:
-        return found or offered
+        return found or [exam for exam in offered if exam.group == "first-grade"]
     chosen = []
     for name in options.tasks:
         fitting = [e for e in (*offered, *found) if name in (e.name, e.group)]
@@ -142,10 +144,10 @@ def find_exams(options: EvalOptions) -> list[Exam]:
 
 
 def _unknown(name: str, found: Sequence[Exam]) -> str:
-    if name in _GROUPS:
+    if name in _NEED_DATA:
         return (f"--tasks {name}: it needs questions, and no --data holds any. Name their file "
                 "or folder with --data.")
-    known = ", ".join(["first-grade", *TASKS, *(exam.name for exam in found)])
+    known = ", ".join(["first-grade", *TASKS, "stories", *(exam.name for exam in found)])
     return (f"--tasks {name}: no such task. There are: {known}; and core, choice, gsm8k, code and "
             "text with --data.")
 
@@ -223,6 +225,16 @@ def _first_grade(name: str) -> Exam:
         return with_replies(bench.engine, bench.tokenizer, scores)[0]
 
     return Exam(name, "first-grade", run)
+
+
+def _stories() -> Exam:
+    """Told stories, read again; figures alone."""
+    def run(bench: _Bench) -> Score:
+        count = bench.options.limit or _TALES
+        return Score("stories", 0, 0, figures=tuple(story_figures(
+            bench.engine, bench.tokenizer, bench.track.lexicon, count, seed=bench.options.seed)))
+
+    return Exam("stories", "stories", run)
 
 
 def _exercise(question: Question) -> Exercise:

@@ -29,8 +29,8 @@ def eval_command(
     tasks: Annotated[
         list[str] | None,
         typer.Option(metavar="NAMES", show_default="all that --data holds, else first-grade",
-                     help="Tasks, or groups of them: first-grade, core, choice, gsm8k, code, text; "
-                     "separated by commas, or given several times.")
+                     help="Tasks, or groups of them: first-grade, stories, core, choice, gsm8k, "
+                     "code, text; separated by commas, or given several times.")
     ] = None,
     data: Annotated[
         list[Path] | None,
