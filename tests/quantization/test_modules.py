@@ -150,3 +150,32 @@ def test_wrong_arguments_say_what_is_right() -> None:
         packed.product(drawn(3, 41))
     with pytest.raises(gs.IndexingError, match="out of range"):
         packed.look_up(gs.tensor([5])).numpy()
+
+
+def test_rows_are_rounded_once_for_all_products_of_them() -> None:
+    layers = nn.ModuleList(nn.Linear(64, n, bias=False) for n in (48, 16, 64))
+    plain = nn.ModuleList(nn.Linear(64, n, bias=False) for n in (48, 16, 64))
+    plain.load_state_dict(layers.state_dict())
+    config = q.Int8DynamicActivationInt8WeightConfig(group_size=32)
+    q.quantize_(layers, config)
+    x = gs.randn(2, 64)
+    step = gs.compile(lambda x: [layer(x) for layer in layers])
+    with gs.no_grad():
+        for found, layer in zip(step(x), plain, strict=True):
+            single = q.QuantizedLinear.from_float(layer, config)(x)
+            np.testing.assert_array_equal(found.numpy(), single.numpy())
+    names = [call.name for call in step.programs()[0].compiled.calls]
+    assert names.count("round activations") == 1 and len(names) == 4
+
+
+def test_an_index_that_a_product_made_is_checked_with_this_call_s_rows() -> None:
+    model = nn.Sequential(nn.Linear(64, 1, bias=False))
+    model[0].weight.data.fill_(1.0)
+    q.quantize_(model, q.Int8DynamicActivationInt8WeightConfig(group_size=32))
+    table = gs.arange(100.0)
+    step = gs.compile(lambda x: table[(model(x) + 0.5).to(gs.int64)[0]])
+    with gs.no_grad():
+        for value in (1.0, 0.5, 1.0):
+            assert step(gs.full((1, 64), value)).tolist() == [64 * value]
+            with pytest.raises(gs.IndexingError):
+                step(gs.full((1, 64), 2.0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import threading
 import weakref
 
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from gossamer.runtime import buffer
-from gossamer.runtime.buffer import Buffer, allocate
+from gossamer.runtime.buffer import Buffer, allocate, release_cached
 from tests.runtime.kernels import python
 
 F32 = np.dtype(np.float32)
@@ -202,3 +203,34 @@ os.waitpid(child, 0)
 print(*(int(view.max()) for view in views))
 """)
     assert done.stdout.split() == ["1", "1"], done.stderr
+
+
+@pytest.mark.skipif(not buffer._huge_pages, reason="no huge pages here")
+def test_parts_of_a_region_do_not_overlap_and_outlive_the_next_region() -> None:
+    release_cached()
+    sizes = [4096, 5000, 100_000, 3_900_000] * 9  # more than one region
+    made = [allocate(n) for n in sizes]
+    for i, b in enumerate(made):
+        b.as_numpy(np.dtype(np.uint8), (b.nbytes,))[:] = i
+    spans = sorted((b.address, b.address + b.nbytes) for b in made)
+    assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(spans))
+    for i, b in enumerate(made):
+        assert (b.as_numpy(np.dtype(np.uint8), (b.nbytes,)) == i).all()
+    regions = {id(b._block[2].region) for b in made if b._block}
+    assert len(regions) > 1
+    del made, b
+    release_cached()
+
+
+@pytest.mark.skipif(not buffer._huge_pages, reason="no huge pages here")
+def test_small_mappings_serve_where_a_region_is_too_much(monkeypatch) -> None:
+    def refused(self: object) -> None:
+        raise OSError("no memory")
+
+    release_cached()
+    monkeypatch.setattr(buffer._Region, "__init__", refused)
+    monkeypatch.setattr(buffer, "_region", None)
+    for nbytes in (5000, 3 << 20):
+        made = allocate(nbytes)
+        made.as_numpy(np.dtype(np.uint8), (nbytes,))[:] = 7
+        assert made._block is not None and not isinstance(made._block[2], buffer._Part)

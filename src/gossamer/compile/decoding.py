@@ -31,6 +31,8 @@ _POINTERS = frozenset(("q", "k", "v", "start", "out", "lse", "scratch"))
 _LONGEST = 32  # new positions, beyond which products of whole tiles are faster
 _HELD = 16  # vectors of queries, or of sums, that are held in registers
 _WIDEST = 256  # head size up to which one row of them is
+_AHEAD = 8  # rows of keys that are on their way while one is multiplied
+_LINE = 16  # floats in a line of the cache
 _SERIAL = 400_000  # multiply-adds over the whole cache below which one worker does it all
 
 
@@ -97,7 +99,7 @@ class _Decoding:
         tops = [b.alloca("float") for _ in range(count)]
         for top in tops:
             b.store("float", one.const(float("-inf")), top, 64)
-        self.dots(q, k, first, end, tops)
+        self.dots(q, k, v, first, end, tops)
         totals = [self.exponentials(r, first, end, top) for r, top in enumerate(tops)]
         sums = self.values(v, first, end, count)
         for r, (total, parts) in enumerate(zip(totals, sums, strict=True)):
@@ -116,12 +118,20 @@ class _Decoding:
         """Address of the score of row r for a key."""
         return self.at(self.scores, self.b.add(self.b.mul(str(r), self.w["keys"]), place))
 
-    def dots(self, q: str, k: str, first: str, end: str, tops: list[str]) -> None:
+    def fetch(self, row: str, size: int) -> None:
+        """Ask for a row that is read soon: rows of a head lie too far apart for the prefetcher."""
+        for i in range(0, size, _LINE):
+            self.b.intrinsic("llvm.prefetch.p0", "void", [
+                ("ptr", self.at(row, str(i))), ("i32", "0"), ("i32", "3"), ("i32", "1")])
+
+    def dots(self, q: str, k: str, v: str, first: str, end: str, tops: list[str]) -> None:
         b, e, one, steps = self.b, self.e, self.one, range(0, self.size, self.lanes)
         queries = [[e.load(self.at(self.at(q, b.mul(str(r), self.w["q_h"])), str(i)))
                     for i in steps] for r in range(len(tops))]
         with b.loop(first, end) as j:
             row = self.at(k, b.mul(j, self.w["k_t"]))
+            self.fetch(self.at(row, b.mul(str(_AHEAD), self.w["k_t"])), self.size)
+            self.fetch(self.at(v, b.mul(j, self.w["v_t"])), self.value_size)
             keys = [e.load(self.at(row, str(i))) for i in steps]
             for r, top in enumerate(tops):
                 total = e.mul(queries[r][0], keys[0])

@@ -122,8 +122,11 @@ def compile_graph(roots: Sequence[Node], inputs: Sequence[Node], target: Target,
     calls: list[Call] = []
     owners: list[Cluster] = []
     kernels: list[Kernel | None] = []
+    filled: set[Call] = set()  # what only fills memory that calls share, such as rounded rows
     for cluster in plan.clusters:
         new, loops = _cluster_calls(cluster, buffers, target, specialize)
+        new = [c for c in new if c not in filled]
+        filled.update(c for c in new if not c.writes)
         ready(new)
         calls += new
         owners += [cluster] * len(new)

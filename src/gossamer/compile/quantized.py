@@ -1,9 +1,9 @@
 """Products with packed weights as calls of the kernels in `gemm/lowbit`. Layer 2.
 
-The one idea: rounding the activations is a call of its own, over rows, into memory that the product
-shares; so each row is rounded once, however many workers multiply. With float activations the
-kernels serve a few rows, where reading the weights is all the work; for more the operator's body is
-better: the weights become floats once and a packed product does the rest.
+The one idea: rounding the activations is a call of its own, over rows, into memory that products
+share; so each row is rounded once, however many workers multiply it by however many matrices. With
+float activations the kernels serve a few rows, where reading the weights is all the work; for more
+the operator's body is better: the weights become floats once and a packed product does the rest.
 """
 
 from __future__ import annotations
@@ -60,12 +60,14 @@ def product_calls(cluster: Cluster, buffers: dict[int, int], target: Target,
     pitch = 4 * k
     if dynamic or width != k:
         pitch = row_bytes(blocks) if dynamic else 4 * width
-        at = Scratch(rows * pitch, key=("rounded", id(node)))
+        by = round_source(bits, dynamic, target)
+        # Products of the same rows name the same memory, and the pipeline rounds them once.
+        at = Scratch(rows * pitch, key=("rounded", _place(x, buffers), rows, pitch, by.symbol))
         words: dict[str, Word] = {"x": _place(x, buffers), "rounded": at, "k": k,
                                   "blocks": blocks, "pitch": pitch}
         grain = 0 if rows * k < 2 * _ROUND_CHUNK else max(1, _ROUND_CHUNK // k)
-        calls.append(Call(round_source(bits, dynamic, target), tuple(words[w] for w in ROUND_WORDS),
-                          rows, grain, "round activations", (_place(x, buffers).index,), ()))
+        calls.append(Call(by, tuple(words[w] for w in ROUND_WORDS), rows, grain,
+                          "round activations", (_place(x, buffers).index,), ()))
     found: dict[str, Word] = {
         "x": at, "weight": _place(weight, buffers), "scale": _place(scale, buffers),
         "out": BufferRef(buffers[id(node)]), "rows": rows, "groups": groups,

@@ -5,8 +5,10 @@ class are interchangeable, so the next step of a loop gets the blocks that the l
 already mapped and warm; a new page costs a fault of about 0.25 us per KiB, more than most kernels
 need for it. What lies idle is bounded and counted, and the classes unused for longest go first.
 
-Classes: multiples of 64 bytes up to 1 KiB, then eight per power of two (at most 12.5 % lost);
-from 1 MiB on, blocks are private mappings of their own, whose pages return to the system.
+Classes: multiples of 64 bytes up to 1 KiB, then eight per power of two (at most 12.5 % lost).
+Blocks from 4 KiB on are parts of regions of huge pages, from 4 MiB on mappings of their own; where
+there are no huge pages, from 1 MiB on. The weights of a large model are read once a step, when no
+small page's address is at hand any more: 13 GB/s from pages of 4 KiB, 30 from huge ones.
 """
 
 from __future__ import annotations
@@ -31,7 +33,10 @@ __all__ = ["Buffer", "allocate", "cached_bytes", "live_bytes", "peak_bytes", "re
 _ALIGN = 64  # a cache line, and the widest vector
 _FINE = 1024  # bytes up to which classes are multiples of _ALIGN
 _MAPPED = 1 << 20  # bytes from which a block is a mapping of its own
-_HUGE = 1 << 22  # bytes from which transparent huge pages are asked for (as NumPy does)
+_HUGE = 1 << 22  # bytes from which a mapping asks for transparent huge pages (as NumPy does)
+_PART = 1 << 12  # bytes from which a block is part of a region
+_REGION = 1 << 25  # bytes of a region: 16 huge pages; a page takes memory when it is first used
+_APART = 192  # bytes between parts: equal blocks do not begin at equal places of the cache
 
 
 @functools.cache
@@ -229,16 +234,58 @@ def _obtain(size: int, nbytes: int) -> _Block:
             "free tensors first (del, or leave the function that holds them).") from None
 
 
+class _Region:
+    """A mapping of huge pages of which blocks are parts. It goes when its last block has gone."""
+
+    def __init__(self) -> None:
+        self.mapping = mmap.mmap(-1, _REGION, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        _advise_huge(self.mapping)
+        self.first = ctypes.c_char.from_buffer(self.mapping)
+        self.used = 0
+
+
+class _Part:
+    """What keeps a part of a region; its whole pages return to the system when it is dropped."""
+
+    def __init__(self, region: _Region, begin: int, size: int) -> None:
+        self.region = region
+        self.begin, self.end = begin + -begin % mmap.PAGESIZE, (begin + size) & -mmap.PAGESIZE
+
+    def __del__(self, advice: int = getattr(mmap, "MADV_DONTNEED", 0)) -> None:
+        if self.end > self.begin:
+            self.region.mapping.madvise(advice, self.begin, self.end - self.begin)
+
+
+_region: _Region | None = None  # of which the next parts are taken
+
+
+def _part_of_region(size: int) -> _Block | None:
+    """A part of the newest region, or of a new one; None where the system gives none."""
+    global _region
+    region = _region
+    if region is None or region.used + size > _REGION:
+        try:
+            region = _region = _Region()
+        except (MemoryError, OSError):
+            return None  # less may still be had
+    begin, region.used = region.used, region.used + size + _APART
+    return ctypes.addressof(region.first) + begin, size, _Part(region, begin, size)
+
+
 def _from_system(size: int) -> _Block:
+    if _PART <= size < _HUGE and _huge_pages:
+        block = _part_of_region(size)
+        if block is not None:
+            return block
     if size < _MAPPED:
-        block = np.empty(size + _ALIGN, np.uint8)
-        address = block.__array_interface__["data"][0]
-        return address + -address % _ALIGN, size, block
+        array = np.empty(size + _ALIGN, np.uint8)
+        address = array.__array_interface__["data"][0]
+        return address + -address % _ALIGN, size, array
     if os.name == "nt":
         mapping = mmap.mmap(-1, size)
     else:  # private: a forked child must not share its parent's tensors
         mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if size >= _HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
+        if size >= _HUGE and _huge_pages:
             _advise_huge(mapping)
     first = ctypes.c_char.from_buffer(mapping)
     return ctypes.addressof(first), size, first
@@ -246,14 +293,13 @@ def _from_system(size: int) -> _Block:
 
 def _advise_huge(mapping: mmap.mmap) -> None:
     global _huge_pages
-    if _huge_pages:
-        try:
-            mapping.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:  # a kernel built without them; small pages serve
-            _huge_pages = False
+    try:
+        mapping.madvise(mmap.MADV_HUGEPAGE)
+    except OSError:  # a kernel built without them; small pages serve
+        _huge_pages = False
 
 
-_huge_pages = True
+_huge_pages = hasattr(mmap, "MADV_HUGEPAGE")  # Linux
 
 
 # counters ---------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from gossamer.runtime.buffer import Buffer
 from gossamer.runtime.native import HEADER, HEADER_WORDS, PATCH_WORDS, RECORD_WORDS
 from gossamer.runtime.scratch import Area, borrow, give_back, plan_scratch
 
-__all__ = ["Executable", "float_bits", "marks_in_ns", "sources_of"]
+__all__ = ["Executable", "flat", "float_bits", "marks_in_ns", "sources_of"]
 
 _MASK = (1 << 64) - 1
 _SCRATCH = 0  # number of the value that holds the workspace's address; buffers follow, then params
@@ -43,17 +43,17 @@ def sources_of(calls: Sequence[Call]) -> list[KernelSource]:
     found: dict[KernelSource, None] = {}
     for call in calls:
         found[call.source] = None
-        for word in _flat(call.words):
+        for word in flat(call.words):
             if isinstance(word, Address):
                 found[word.source] = None
     return list(found)
 
 
-def _flat(words: _Words) -> Iterator[Word]:
+def flat(words: _Words) -> Iterator[Word]:
     """All words, those of nested blocks included."""
     for word in words:
         if isinstance(word, tuple):
-            yield from _flat(word)
+            yield from flat(word)
         else:
             yield word
 

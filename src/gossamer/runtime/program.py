@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gossamer.compile.calls import BufferRef, Call, KernelSource, Word
+from gossamer.compile.calls import BufferRef, Call, KernelSource, Scratch, Word
 from gossamer.compile.gemm import Target
 from gossamer.compile.pipeline import Compiled
 from gossamer.core.dtype import DType
@@ -27,7 +27,7 @@ from gossamer.runtime.buffer import Buffer, allocate, readable
 from gossamer.runtime.chunks import recorded_chunks
 from gossamer.runtime.data import Data
 from gossamer.runtime.device import host
-from gossamer.runtime.execute import Executable
+from gossamer.runtime.execute import Executable, flat
 from gossamer.runtime.threads import get_num_threads
 
 __all__ = ["Program", "host_target"]
@@ -209,11 +209,13 @@ def watched_run(program: Program, pointers: Sequence[int], params: Sequence[int]
 
 def _needed(calls: Sequence[Call], buffers: Sequence[int]) -> list[int]:
     """Numbers of the calls that the contents of `buffers` depend on, in order."""
-    wanted = set(buffers)
+    wanted: set[object] = set(buffers)
     found: list[int] = []
     for i in range(len(calls) - 1, -1, -1):
-        if wanted.intersection(calls[i].writes):
-            wanted.update(calls[i].reads)
+        shared = {w.key for w in flat(calls[i].words)  # scratch that an earlier call has filled
+                  if isinstance(w, Scratch) and w.key is not None}
+        if not wanted.isdisjoint((*calls[i].writes, *shared)):
+            wanted.update(calls[i].reads, shared)
             found.append(i)
     return found[::-1]
 
