@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import platform
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from statistics import NormalDist
 
 import pytest
 
+from gossamer.chat import report as page
 from gossamer.chat.compare import compare_scores, read_results, write_results
 from gossamer.chat.evaluate import Failure, Figure, Score
 from gossamer.chat.report import RunFacts, write_report
@@ -121,6 +123,16 @@ def test_what_was_measured_is_told_and_what_was_not_is_left_out(tmp_path: Path) 
     kept = json.loads((tmp_path / "plain" / "results.json").read_text())["scores"]["spell"]
     assert kept["failures"] == [{"question": "Spell a|b.", "expected": "a-b", "given": "a-`c`"}]
     assert kept["standard_error"] == pytest.approx(math.sqrt(0.9 * 0.1 / 10))
+
+
+def test_the_machine_has_a_name(tmp_path: Path) -> None:
+    listed = tmp_path / "cpuinfo"
+    listed.write_text("processor\t: 0\nmodel name\t: Fast: One\n\nmodel name\t: Other\n")
+    assert page._processor(listed) == "Fast: One"
+    assert page._processor(tmp_path / "none") == (
+        platform.processor() or platform.machine())
+    listed.write_text("Features: fp\n")
+    assert page._processor(listed)
 
 
 def test_without_exams_and_practice_there_is_the_end_alone(tmp_path: Path) -> None:

@@ -210,7 +210,7 @@ def _figures(facts: RunFacts, model: GPT, history: History) -> list[Block]:
     rate = flops / training / 1e9 if training else 0.0
     positions = max(1, history.tokens)
     rows = [
-        ("machine", f"{platform.machine()}, {platform.system()}, {facts.threads} threads"),
+        ("machine", f"{_processor()}, {platform.system()}, {facts.threads} threads"),
         ("time", f"{clock_text(total)} (" + ", ".join(
             f"{name} {clock_text(seconds)}" for name, seconds in facts.phases) + ")"),
         ("model", f"{model.count_parameters():,} parameters, "
@@ -233,6 +233,15 @@ def _decoding(found: Decoding | None) -> list[tuple[str, str]]:
         return []
     return [("decoding", f"{found.tokens_per_second:,.0f} tokens/s with {found.rows} replies at "
                          f"once, {found.share:.0%} of the bandwidth of {found.level}")]
+
+
+def _processor(listed: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's own name where the system tells it (Linux in a file), else its kind."""
+    with contextlib.suppress(OSError):
+        for line in listed.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def _peak_memory() -> int:
