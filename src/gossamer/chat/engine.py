@@ -26,7 +26,9 @@ from gossamer.nn import functional as F
 __all__ = ["Engine", "Reply", "Request", "Sampling", "Token"]
 
 CHUNK = 128  # most prompt tokens fed in one round, so that others need not wait for a long prompt
-STEP = 32  # short pieces are padded to this, longer ones to CHUNK: two shapes, few programs
+# A prompt is read in pieces of CHUNK, the rest in pieces of STEP, the last of them padded: two
+# shapes, so few programs, and little padding.
+STEP = 32
 # Positions that a row must know more than a slot to be copied: a piece costs as much as 1 to STEP
 # tokens, and about five times as much as a copy of a row (docs/log.md).
 WORTH = STEP
@@ -230,13 +232,19 @@ class Engine:
         for slot in self.slots:
             if slot.reply is None or slot.source is not None:
                 continue
-            # At the very end of the context there is no room for a padded piece.
-            if len(slot.todo) == 1 or self.context - len(slot.ids) < STEP:
+            if not self._has_piece(slot):
                 ready.append(slot)
-            else:
-                self._prefill(slot)
+            enough = len(slot.ids) + CHUNK
+            while self._has_piece(slot) and len(slot.ids) < enough:
+                if self._prefill(slot):
+                    break
         if ready:
             self._decode(ready)
+
+    def _has_piece(self, slot: _Slot) -> bool:
+        """Whether a slot has more than a token to read, and room for a padded piece."""
+        return (slot.reply is not None and len(slot.todo) > 1
+                and self.context - len(slot.ids) >= STEP)
 
     def warm_up(self) -> None:
         """Compile every program now, so that no request waits for it."""
@@ -340,11 +348,11 @@ class Engine:
         if reply is not None:
             reply._end(reason)
 
-    def _prefill(self, slot: _Slot) -> None:
-        """Feed one piece of a prompt to one row."""
+    def _prefill(self, slot: _Slot) -> bool:
+        """Feed one piece of a prompt to one row; whether it was the last, and chose a token."""
         reply = slot.reply
         assert reply is not None
-        long = len(slot.todo) > STEP and self.context - len(slot.ids) >= CHUNK
+        long = len(slot.todo) >= CHUNK and self.context - len(slot.ids) >= CHUNK
         padded = CHUNK if long else STEP
         piece = slot.todo[:padded]
         last = len(piece) == len(slot.todo)
@@ -356,6 +364,7 @@ class Engine:
         del slot.todo[:len(piece)]
         if last:
             self._take(slot, found[0])
+        return last
 
     def _decode(self, slots: list[_Slot]) -> None:
         """Feed one token to each of `slots`, all rows of the cache in one call."""
@@ -437,7 +446,7 @@ class Engine:
         ids, before = given[:, 4 + SMEAR:], given[:, 4:4 + SMEAR]
         place = self.cache.place(given[:, 0], ids.shape[1], None if every else given[:, 2],
                                  given[:, 1])
-        logits = self.model(ids, place, before).index_select(1, given[0, 3:4])[:, 0]  # (B, V)
+        logits = self.model(ids, place, before, last=given[0, 3:4])[:, 0]  # (B, V)
         logprobs = F.log_softmax(logits, dim=-1)
         if knobs is None:
             chosen = logits.argmax(-1)

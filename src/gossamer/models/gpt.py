@@ -321,7 +321,8 @@ class GPT(nn.Module):
                 nn.init.zeros_(block.attn.gate.weight)
 
     def forward(self, ids: gs.Tensor, place: nn.Place | None = None,
-                before: gs.Tensor | None = None, begins: gs.Tensor | None = None) -> gs.Tensor:
+                before: gs.Tensor | None = None, begins: gs.Tensor | None = None,
+                last: gs.Tensor | None = None) -> gs.Tensor:
         """Scores of the next token at every position.
 
         Args:
@@ -332,9 +333,10 @@ class GPT(nn.Module):
                 nearest last (any where there are none).
             begins: (B, T) int64, without `place`: where the text of each token begins in its row,
                 if rows hold several; no text sees another.
+            last: (1,) int64, the only position whose scores are wanted; None = all.
 
         Returns:
-            (B, T, V) float32 scores (logits).
+            (B, T, V) float32 scores (logits), or (B, 1, V) with `last`.
 
         Raises:
             ValueError: more positions than the model's context.
@@ -342,6 +344,7 @@ class GPT(nn.Module):
         Cost: `estimate_flops / 3` a token without a cache.
         """
         x = self._features(ids, place, before, begins)
+        x = x if last is None else x.index_select(1, last)
         # The head is called, not its weight used: its weights may be packed.
         logits = F.linear(x, self.wte.weight) if self.head is None else self.head(x)
         logits = logits[..., : self.config.vocab_size]
