@@ -81,6 +81,8 @@ def test_copies_and_repetitions_are_not_novel() -> None:
 
 def test_no_story_is_no_good_story() -> None:
     assert set(figures(["", "   ", "?"]).values()) <= {0.0, 1 / 3}  # "?" was not told before
+    nothing = measure_stories(FRESH[:3], np.zeros(0, np.uint64))
+    assert nothing.figures[2].value == 1.0
     assert figures(["", ""])["novel"] == 0.0 and figures([])["grammatical"] == 0.0
 
 
