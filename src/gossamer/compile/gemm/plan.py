@@ -150,6 +150,10 @@ def _whole_product(p: Problem, tile: Tile, target: Target) -> list[Call]:
     """The product; where its items would each pack the same B, all of B is packed before, once."""
     blocks = _blocks(p, max(p.k, 1), tile, target)
     more = {**_reading(p, tile), **_tiles(p, tile, target)}
+    if not more["a_pack"] and _reads_all_of_a(p, tile, target):
+        item_n = _even(p.n, _ceil(p.n, 4 * target.threads), tile.columns)
+        blocks = replace(blocks, item_n=min(blocks.item_n, item_n))
+        return [_call(p, blocks, tile, target, core_source(tile), more)]
     rows = _rows_for_shared(p, blocks, tile, target) if more["b_pack"] else p.m
     if rows >= p.m:
         return [_call(p, _cut(p, blocks, tile, target), tile, target, core_source(tile), more)]
@@ -165,6 +169,14 @@ def _whole_product(p: Problem, tile: Tile, target: Target) -> list[Call]:
     items = _ceil(p.k, blocks.kc) * _ceil(panels, group)
     name = text_of("pack {}x{}", p.k, p.n)
     return [Call(pack_source(tile), product.words, items, 1, name, product.reads), product]
+
+
+def _reads_all_of_a(p: Problem, tile: Tile, target: Target) -> bool:
+    """Whether every item may be all rows of a few columns: A stays in each core's L2, and nothing
+    is packed twice. Measured on Zen 4 (256^3 .. 384^3): no slower than one item."""
+    panels = _ceil(p.n, tile.columns)
+    return (target.threads > 1 and p.batches == 1 and panels >= 2 * target.threads
+            and p.m * p.k * tile.nbytes <= target.l2 // 2)
 
 
 def _rows_for_shared(p: Problem, s: Blocks, tile: Tile, target: Target) -> int:
