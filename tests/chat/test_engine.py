@@ -120,8 +120,10 @@ def test_a_beginning_in_another_row_is_copied(model: GPT) -> None:
         assert np.allclose([t.logprob for t in reply.tokens], [t.logprob for t in cold], atol=1e-5)
 
 
-def test_copies_of_one_prompt(model: GPT) -> None:
-    engine, same = Engine(model, rows=4), prompt(8, STEP + 9)
+@pytest.mark.parametrize("length", [4, STEP + 9])
+def test_copies_of_one_prompt(model: GPT, length: int) -> None:
+    """Also of a short one: its last token alone is decoded beside the others."""
+    engine, same = Engine(model, rows=4), prompt(8, length)
     for reply in drained(engine, [same] * 4, 5):
         assert [t.id for t in reply.tokens] == naive(model, same, 5)
     assert engine.copied == 3 * (len(same) - 1)
