@@ -2,8 +2,8 @@
 
 The one idea: every element of B is used once, so only its way through memory counts: B is read in
 place, in the direction in which it lies. If columns are neighbours, rows of B times a scalar are
-added to y, several rows at once; if the elements of a column are, several columns are multiplied
-with x at once. Further rows of A find the item's part of B in the cache. A product with one column
+added to y, several rows at once; if the elements of a column are, each is multiplied with x in
+turn. Further rows of A find the item's part of B in the cache. A product with one column
 is this one, transposed.
 """
 
@@ -22,7 +22,6 @@ from gossamer.core.dtype import float32, int64
 __all__ = ["gemv_source"]
 
 _ROWS = 4  # rows of B added at once: as many streams as every prefetcher follows
-_COLUMNS = 4  # columns of B multiplied at once, with two sums each: 8 chains hide a multiply-add
 
 _ARGUMENTS = ("ptr noalias %y, ptr noalias %x, ptr noalias %b, i64 %kc, i64 %columns, "
               "i64 %bk, i64 %br")
@@ -142,42 +141,36 @@ class _Across(_Function):
 
 
 class _Down(_Function):
-    """Elements of a column of B are neighbours: dot products, two vectors of sums for each."""
+    """Elements of a column of B are neighbours: dot products, one after the other. So B is read as
+    it lies, which is what a CPU fetches ahead; four columns at once are 1.08 times as fast from L1
+    and half as fast from memory (11 against 25 GB/s for columns of 288)."""
 
     def write(self) -> FunctionBuilder:
-        f = self.f
-        end = self.rounded("%columns", _COLUMNS)
-        with f.loop("0", end, _COLUMNS) as j:
-            self.dots(j, _COLUMNS)
-        with f.loop(end, "%columns") as j:
-            self.dots(j, 1)
-        return f
+        with self.f.loop("0", "%columns") as j:
+            self.dot(j)
+        return self.f
 
-    def dots(self, j: str, count: int) -> None:
-        """y[j : j + count]; an element's sum has the same order whatever `count` is."""
+    def dot(self, j: str) -> None:
+        """y[j], from two vectors of sums."""
         f, lanes = self.f, self.tile.lanes
-        v, zero = self.tile.vector, "zeroinitializer"
-        columns = [self.at("%b", f.mul(f.add(j, str(i)), "%br")) for i in range(count)]
-        sums = [[f.alloca(v), f.alloca(v)] for _ in columns]
-        for pair in sums:
-            for s in pair:
-                f.store(v, zero, s, 64)
+        v = self.tile.vector
+        column = self.at("%b", f.mul(j, "%br"))
+        pair = [f.alloca(v), f.alloca(v)]
+        for s in pair:
+            f.store(v, "zeroinitializer", s, 64)
         pairs = self.rounded("%kc", 2 * lanes)
         vectors = self.rounded("%kc", lanes)
         for start, stop, halves in (("0", pairs, 2), (pairs, vectors, 1)):
             with f.loop(start, stop, halves * lanes) as k:
                 for half in range(halves):
                     at = f.add(k, str(half * lanes))
-                    x = self.load(self.at("%x", at), lanes)
-                    for column, pair in zip(columns, sums, strict=True):
-                        old = f.load(v, pair[half], 64)
-                        new = self.fma(x, self.load(self.at(column, at), lanes), old, lanes)
-                        f.store(v, new, pair[half], 64)
-        for i, (column, pair) in enumerate(zip(columns, sums, strict=True)):
-            if self.tile.pairs:
-                self.rest(column, vectors, pair)
-            total = f.value(f"fadd {v} {f.load(v, pair[0], 64)}, {f.load(v, pair[1], 64)}")
-            self.finish(f.add(j, str(i)), column, vectors, self.reduce(total))
+                    x, b = self.load(self.at("%x", at), lanes), self.load(self.at(column, at),
+                                                                          lanes)
+                    f.store(v, self.fma(x, b, f.load(v, pair[half], 64), lanes), pair[half], 64)
+        if self.tile.pairs:
+            self.rest(column, vectors, pair)
+        total = f.value(f"fadd {v} {f.load(v, pair[0], 64)}, {f.load(v, pair[1], 64)}")
+        self.finish(j, column, vectors, self.reduce(total))
 
     def reduce(self, x: str) -> str:
         """The sum of the lanes, halves first: an order of our own, equal in every kernel."""
