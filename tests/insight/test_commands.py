@@ -112,6 +112,7 @@ def test_slow_settings_are_problems(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_more_threads_than_cores_are_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gossamer.runtime.threads._wanted", 2)  # else they follow the quota
     monkeypatch.setattr(diagnosis.device, "cpu_quota", lambda: 1.0)
     assert "take turns" in named("threads").problem
     monkeypatch.setattr(diagnosis.device, "cpu_quota", lambda: 1.5)

@@ -330,16 +330,19 @@ def _copy(address: _Address, shown: _Shown) -> Copy:
 
 
 def _put_away(part: Path, address: _Address) -> None:
-    """Move a complete file to where its sum says, and note the sum."""
+    """Note the sum of a complete file and move it to where that says.
+
+    The move comes last: from then on its lock keeps nobody away who wants the same file.
+    """
     about = part.stat()
     sha256 = _sha256(part, about.st_size, about.st_mtime_ns)
     path = _folder() / sha256[:16] / address.file_name
     path.parent.mkdir(parents=True, exist_ok=True)
     with write_atomically(path.with_name(path.name + ".sha256")) as file:
         file.write(f"{sha256}  {path.name}\n".encode())
-    part.replace(path)
     with write_atomically(_note(address.url)) as file:
         file.write(json.dumps({"name": address.name, "sha256": sha256}).encode())
+    part.replace(path)
 
 
 def _at_commit(name: str, commit: str) -> str:
