@@ -223,19 +223,34 @@ def sigmoid(e: Memory, x: str) -> str:
 
 
 def tanh(e: Memory, x: str) -> str:
-    """tanh(x) = y = E / (E + 2) with E = expm1(2 |x|).
+    """tanh(x) = y = h / (h + 1) with h = expm1(2 |x|) / 2.
 
-    Below E = 1 the equal y = h - h y, h = E / 2, takes the errors of the sum and the division
-    times h only.
+    Below h = 1/2 the equal y = h - h y takes the errors of the sum and the division times h only.
     """
-    bound = 20.0 if e.bits == 32 else 44.0  # tanh(bound / 2) is 1 to the last bit
-    a = e.abs(x)
-    big = _expm1_scaled(e, e.minimum(e.add(a, a), e.const(bound)), 0)
-    y = e.div(big, e.add(big, e.const(2)))
+    bound = 10.0 if e.bits == 32 else 22.0  # tanh of it is 1 to the last bit
+    h = _half_expm1_of_double(e, e.minimum(e.abs(x), e.const(bound)))
+    y = e.div(h, e.add(h, e.const(1)))
     if e.bits == 32:
-        h = e.mul(big, e.const(0.5))
-        y = e.select(e.lt(big, e.const(1)), e.fma(e.neg(h), y, h), y)
+        y = e.select(e.lt(h, e.const(0.5)), e.fma(e.neg(h), y, h), y)
     return e.copysign(y, x)
+
+
+def _half_expm1_of_double(e: Memory, a: str) -> str:
+    """expm1(2 a) / 2 for 0 <= a <= 22, without a step for the doubling: 2 a = n ln 2 + 2 s.
+
+    float32 leaves out what ln 2 has beyond its first part: n times it is 2e-9 of the result where
+    n = 1, and tanh takes it times 1 / (h + 1), which halves with every n.
+    """
+    f = _format(e)
+    t = e.fma(a, e.const(2 * _LOG2_E), e.const(f.magic))
+    n = e.sub(t, e.const(f.magic))
+    s = e.fma(n, e.const(-f.ln2[0] / 2), a)
+    if e.bits == 64:
+        s = e.fma(n, e.const(-f.ln2[1] / 2), s)
+    scale = _power_of_two(e, e.integer.shl(e.to_bits(t), e.integer.const(f.mantissa)))
+    p = e.polynomial(s, tuple(c * 2.0 ** (k + 1) for k, c in enumerate(f.poly)))
+    half = e.fma(e.mul(s, s), p, s)  # expm1(2 s) / 2
+    return e.fma(half, scale, e.fma(scale, e.const(0.5), e.const(-0.5)))
 
 
 def _clamped_magnitude(e: Memory, x: str) -> str:
