@@ -246,6 +246,19 @@ def test_training_stream_holds_no_held_out_question(monkeypatch: pytest.MonkeyPa
     assert not [q for q in drawn if is_held_out(TASKS[q.task].key(q.facts))]
 
 
+def test_a_question_may_follow_others() -> None:
+    """Else a model answers the first question of a chat only."""
+    tokenizer = Tokenizer.train(tokenizer_corpus(TASKS), 1024)
+    make, rng = Curriculum(TASKS, tokenizer, {}).maker("answer"), Random(8)
+    replies, longest = [], 0
+    for _ in range(2000):
+        ids, _ = make(rng)
+        replies.append(ids.count(tokenizer.assistant_start))
+        longest = max(longest, len(ids))
+    assert 0.2 < sum(n > 1 for n in replies) / len(replies) < 0.4 and 3 in replies
+    assert longest <= 257  # a row: nothing is cut
+
+
 def test_question_sets_repeat_and_differ_by_side() -> None:
     first = question_set(TASKS, 5, seed=1)
     assert first == question_set(TASKS, 5, seed=1)

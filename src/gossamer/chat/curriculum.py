@@ -30,6 +30,9 @@ CORPUS_READ_SHARE = 0.4  # of the budget spent reading where a person's own text
 _TALE_SHARE = 0.5  # of the examples read
 _CORPUS_SHARE = {"read": 0.7, "answer": 0.15}  # of the examples of a stage; later, to remember it
 _PROSE_SHARE = 0.3  # of the examples read, where people's prose is read too
+# A question may follow others that have nothing to do with it: a model that meets each one alone
+# answers only the first of a chat. Three stories still fit into a row of 257.
+_MORE_SHARE, _MORE_QUESTIONS = 0.25, 2
 _FLOOR = 0.15  # weight of a task that is always right, against 1 for one that never is
 _CORPUS_PER_TASK = 1000  # questions a task for the tokenizer: 1 MB of text in all
 _CORPUS_BYTES = 1 << 20
@@ -79,7 +82,12 @@ class Curriculum:
             if rng.random() < self.track.talk_share:
                 return self.tokenizer.render(draw_dialogue(
                     rng, self.facts, self.track.lexicon, self.track.tale_share))
-            return self.tokenizer.render(to_conversation(self.question(rng)))
+            turns = to_conversation(self.question(rng))
+            for _ in range(_MORE_QUESTIONS):
+                if rng.random() >= _MORE_SHARE:
+                    break
+                turns += to_conversation(self.question(rng))
+            return self.tokenizer.render(turns)
 
         def read(rng: Random) -> Rendered:
             if self.prose and rng.random() < _PROSE_SHARE:
