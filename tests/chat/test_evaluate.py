@@ -43,12 +43,6 @@ CONTEXT = 160
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    drawn = question_set(TASKS, 100, held_out=False)
-    return Tokenizer.train([q.text for questions in drawn.values() for q in questions], 320)
-
-
-@pytest.fixture(scope="module")
 def model(tokenizer: Tokenizer) -> GPT:
     """Random, but its replies end: the scores of the end mark vary more than others'."""
     gs.manual_seed(5)

@@ -13,8 +13,6 @@ import pytest
 import gossamer as gs
 from gossamer.chat.choices import Reader, Reading, Span
 from gossamer.chat.core_tasks import CoreTask, evaluate_core, find_core_tasks, prompts_of
-from gossamer.chat.evaluate import question_set
-from gossamer.chat.tasks import TASKS
 from gossamer.chat.tokenizer import Tokenizer
 from gossamer.core.errors import DataError
 from gossamer.models.gpt import GPT, GPTConfig
@@ -26,12 +24,6 @@ SCHEMA = [{"context_options": [f"Ann {i} saw Bob and Ann", f"Ann {i} saw Bob and
 LANGUAGE = [{"context": f"The letters are {i}, b, and ", "continuation": "c again"}
             for i in range(6)]
 ITEMS = {"multiple_choice": CHOICES, "schema": SCHEMA, "language_modeling": LANGUAGE}
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    drawn = question_set(TASKS, 100, held_out=False)
-    return Tokenizer.train([q.text for questions in drawn.values() for q in questions], 320)
 
 
 @pytest.fixture(scope="module")
