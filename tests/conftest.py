@@ -50,6 +50,13 @@ def pytest_report_header(config: pytest.Config) -> str:
             f"threads: {os.environ['GOSSAMER_THREADS']}")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse a name with an address in it: each worker would see another, and no seed return."""
+    for item in items:
+        if " at 0x" in item.nodeid:
+            raise pytest.UsageError(f"{item.nodeid}: the name holds an address; give `ids`")
+
+
 @pytest.fixture(autouse=True)
 def seed(request: pytest.FixtureRequest) -> int:
     """Seed of this test: a function of GOSSAMER_TEST_SEED and the test's name alone.

@@ -32,6 +32,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("OneCycleLR", {"max_lr": [1.0, 2.0], "epochs": 4, "steps_per_epoch": 6, "three_phase": True,
                     "anneal_strategy": "linear", "pct_start": 0.4}),
 ]
+# Counted, not printed: a function prints with its address, another in each of pytest's workers.
+NAMES = [f"{name}-{n}" for n, (name, _) in enumerate(CASES)]
 
 
 def _optimizers(name: str = "SGD", **settings: Any) -> tuple[Any, Any]:
@@ -58,7 +60,7 @@ def _same(a: Any, b: Any, sa: Any, sb: Any, steps: int) -> None:
         assert sa.get_last_lr() == pytest.approx(sb.get_last_lr(), rel=1e-9, abs=1e-15)
 
 
-@pytest.mark.parametrize(("name", "settings"), CASES, ids=lambda v: str(v)[:40])
+@pytest.mark.parametrize(("name", "settings"), CASES, ids=NAMES)
 def test_same_rates(name: str, settings: dict[str, Any]) -> None:
     a, b = _optimizers(momentum=0.9)
     sa, sb = getattr(ours, name)(a, **settings), getattr(theirs, name)(b, **settings)
@@ -68,7 +70,7 @@ def test_same_rates(name: str, settings: dict[str, Any]) -> None:
             [g["momentum"] for g in b.param_groups])
 
 
-@pytest.mark.parametrize(("name", "settings"), CASES, ids=lambda v: str(v)[:40])
+@pytest.mark.parametrize(("name", "settings"), CASES, ids=NAMES)
 def test_resume(name: str, settings: dict[str, Any]) -> None:
     if name == "LambdaLR" or name == "MultiplicativeLR":
         settings = {"lr_lambda": lambda t: 0.9}

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
-__all__ = ["Display", "LossCurve", "StepInfo", "clock_text"]
+__all__ = ["Display", "LossCurve", "StepInfo", "clock_text", "say"]
 
 _LINE_SECONDS = 15.0  # between plain lines, when the output is a file or a pipe
 _CURVE_WIDTH = 100  # columns from which on there is room for the curve of the losses ...
@@ -56,6 +56,11 @@ class StepInfo:
             f"step {self.step}  loss {self.loss:.3f}  {self.tokens_per_second / 1e3:.1f}k tokens/s"
             f"  {self.flops_per_second / 1e9:.0f} GFLOP/s  {left} left"
         )
+
+
+def say(console: Console, text: str) -> None:
+    """Print a line as it is; on a terminal broken between words."""
+    console.print(text, markup=False, highlight=False, soft_wrap=not console.is_terminal)
 
 
 def clock_text(seconds: float) -> str:
@@ -160,9 +165,7 @@ class Display:
 
     def note(self, text: str) -> None:
         """Print a line that stays, above the live bar."""
-        self.console.print(
-            text, highlight=False, markup=False, soft_wrap=not self.console.is_terminal
-        )
+        say(self.console, text)
 
     def __enter__(self) -> Display:
         if self._bar is not None:

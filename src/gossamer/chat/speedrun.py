@@ -43,7 +43,7 @@ from gossamer.chat.interrupt import (
     run_name,
     unwind_when_told,
 )
-from gossamer.chat.progress import Display, clock_text
+from gossamer.chat.progress import Display, clock_text, say
 from gossamer.chat.prose import read_prose
 from gossamer.chat.report import RunFacts, check_drawing, write_report
 from gossamer.chat.schedule import Schedule
@@ -198,7 +198,7 @@ def _run(
     left = clock_text(max(0.0, trainer.settings.seconds - before))
     if options.steps:
         left = f"{max(0, options.steps - trainer.step):,} steps"
-    _say(console, f"{folder}: {trainer.model.count_parameters():,} parameters, {left} of training "
+    say(console, f"{folder}: {trainer.model.count_parameters():,} parameters, {left} of training "
                   f"on {gs.get_num_threads()} threads; Ctrl-C saves and stops")
     track = trainer.curriculum.track
     questions = question_set(track.tasks, options.questions, seed=options.seed)
@@ -207,7 +207,7 @@ def _run(
         trainer.examine("start")
     history = trainer.run()
     phases.done("train", before)
-    _say(console, f"asking {options.questions} questions a task that it has never seen ...")
+    say(console, f"asking {options.questions} questions a task that it has never seen ...")
     scores = evaluate(trainer.model, trainer.tokenizer, questions)
     scores = with_replies(Engine(trainer.model, _REPLIES), trainer.tokenizer, scores)
     phases.done("evaluate")
@@ -221,12 +221,12 @@ def _run(
     )
     phases.done("report")
     mean, error = mean_score(scores)
-    _say(console, f"mean exact match {mean:.3f} ± {error:.3f} in {clock_text(phases.total())}; "
+    say(console, f"mean exact match {mean:.3f} ± {error:.3f} in {clock_text(phases.total())}; "
                   f"report: {report}")
     if chat and sys.stdin.isatty() and console.is_terminal:
         run_chat(ChatSession(engine, trainer.tokenizer), console)
     else:
-        _say(console, f"talk to it: {command(f'chat {run_name(folder)}')}")
+        say(console, f"talk to it: {command(f'chat {run_name(folder)}')}")
     return folder
 
 
@@ -278,9 +278,9 @@ def _begin(
     if options.start:
         begun = load_model(find_checkpoint(options.root, options.start))
         model, tokenizer = begun.model, begun.tokenizer
-        _say(console, f"{folder}: {length} more of {begun.folder} ...")
+        say(console, f"{folder}: {length} more of {begun.folder} ...")
     else:
-        _say(console, f"{folder}: from nothing to a chat model in {length}; making the tasks and "
+        say(console, f"{folder}: from nothing to a chat model in {length}; making the tasks and "
                       "the tokenizer ...")
         track = track_for(dial.depth)
         tokenizer = Tokenizer.train(
@@ -488,7 +488,3 @@ def _print_scores(console: Console, scores: list[Score]) -> None:
         bar = "#" * round(20 * score.accuracy)
         table.add_row(score.task, f"{score.accuracy:.3f} ± {score.standard_error:.3f}", bar)
     console.print(table)
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=not console.is_terminal)

@@ -36,6 +36,7 @@ from gossamer.chat.exercises import Drawing, Exercise, Tell, solve
 from gossamer.chat.gsm8k import is_problem, problems
 from gossamer.chat.interrupt import Interrupted
 from gossamer.chat.letters import answer_letters, choice_questions, is_choice
+from gossamer.chat.progress import say
 from gossamer.chat.report import scores_table, write_examination
 from gossamer.chat.rows import Row, read_rows
 from gossamer.chat.storytelling import story_figures
@@ -272,18 +273,18 @@ def run_eval(checkpoint: Checkpoint, options: EvalOptions, console: Console, out
                           f"{card}.") from None
     print_table(console, scores_table(scores))
     if bench.reader.cropped:
-        _say(console, f"{bench.reader.cropped} texts were longer than the context and lost their "
+        say(console, f"{bench.reader.cropped} texts were longer than the context and lost their "
                       "beginning")
-    _say(console, f"results: {_write(checkpoint, options, scores, began, out)}")
+    say(console, f"results: {_write(checkpoint, options, scores, began, out)}")
     if options.twin:
-        _say(console, _twin(bench, [exam.name for exam in exams if exam.group == "first-grade"]))
+        say(console, _twin(bench, [exam.name for exam in exams if exam.group == "first-grade"]))
     return scores
 
 
 def _sit(exam: Exam, bench: _Bench, console: Console) -> Score:
     """Run one exam and say so: on a terminal how far it is, else a line."""
     if not console.is_terminal:
-        _say(console, f"{exam.name} ...")
+        say(console, f"{exam.name} ...")
         return exam.run(bench)
     with console.status(f"{exam.name} ...") as status:
         bench.tell = lambda done, total: status.update(
@@ -332,7 +333,3 @@ def _folder(checkpoint: Path, out: Path | None) -> Path:
 
 def _numbered(folder: Path) -> Iterator[Path]:
     return (folder if n == 1 else folder.with_name(f"{folder.name}-{n}") for n in count(1))
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=not console.is_terminal)

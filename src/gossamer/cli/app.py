@@ -18,6 +18,7 @@ from gossamer.chat.engine import Engine, Sampling
 from gossamer.chat.interrupt import Interrupted, unwind_when_told
 from gossamer.chat.lighter import Weights, lighten, reply_bits
 from gossamer.chat.look import show_data, show_mask, show_tasks
+from gossamer.chat.progress import say
 from gossamer.chat.speed import print_speed
 from gossamer.chat.speedrun import SpeedrunOptions, speedrun
 from gossamer.chat.terminal import ChatSession, run_chat
@@ -318,10 +319,8 @@ def run() -> None:
 
 
 def _complain(error: Exception) -> None:
-    """One line on stderr; on a terminal broken between words."""
-    console = Console(stderr=True)
-    console.print(f"gossamer: {error}", markup=False, highlight=False,
-                  soft_wrap=not console.is_terminal)
+    """One line on stderr."""
+    say(Console(stderr=True), f"gossamer: {error}")
 
 
 def _name_the_newest(arguments: list[str]) -> list[str]:
