@@ -7,9 +7,11 @@ element broadcast at a time, so nothing but the chunk's own queries is ever pack
 no query of the chunk sees are skipped: those behind it (causal), those out of its window, and those
 before its text where several texts share a row (`begins`); so are whole vectors of a block.
 
+Queries are multiplied by scale * log2(e) where they are packed, so that weights are powers of two.
 Every product here, forward and backward, is one shape: C[r, lanes] += A[r, p] B[p, lanes].
 
-Sources: Dao et al., "FlashAttention" (2022) and "FlashAttention-2" (2023).
+Sources: Dao et al., "FlashAttention" (2022) and "FlashAttention-2" (2023); results are rescaled
+only where a maximum rises by much, as in FlashAttention-4 (2025).
 """
 
 from __future__ import annotations
@@ -22,15 +24,20 @@ from functools import reduce
 from gossamer.compile.builder import FunctionBuilder
 from gossamer.compile.calls import KernelSource
 from gossamer.compile.emitter import Emitter
+from gossamer.compile.flash_tiles import product_functions
 from gossamer.compile.gemm import Target
+from gossamer.compile.gemm.pack import transpose
+from gossamer.compile.gemm.target import tile_for
 from gossamer.compile.llvm import named
-from gossamer.core.dtype import DType, bool_, int64
+from gossamer.core.dtype import DType, bool_, float64, int64
 
 __all__ = ["BACKWARD_WORDS", "CHUNK", "FORWARD_WORDS", "KEYS", "Seen", "backward_source",
            "backward_scratch", "forward_scratch", "forward_source"]
 
 CHUNK = 64  # queries worked on together: four AVX-512 vectors of float32
 KEYS = 48  # keys in a block: S^T of a block is 12 KiB, and a multiple of the 6 rows of a product
+DIAGONAL = 32  # keys in a block of those that some queries of a chunk see and others do not
+RISE = 8.0  # by which a maximum rises before sums and results are scaled: weights stay below 2^8
 
 _SHARED = ("q", "q_b", "q_h", "q_t", "k", "k_b", "k_h", "k_t", "v", "v_b", "v_h", "v_t")
 FORWARD_WORDS = (*_SHARED, "out", "out_b", "out_h", "out_t", "lse", "heads", "shared", "t", "s",
@@ -41,6 +48,9 @@ BACKWARD_WORDS = (*_SHARED, "g", "g_b", "g_h", "g_t", "lse", "delta", "dq", "dq_
 _POINTERS = frozenset({"q", "k", "v", "g", "out", "lse", "delta", "dq", "dk", "dv", "begins",
                        "scratch"})
 _NEVER = (1 << 63) - 1  # a key that no query sees: where the lanes beyond the last query begin
+_WHOLE = 16  # rows that a transpose writes at once, at most
+_MINUS = float("-inf")
+_LOG2_E, _LN_2 = 1.4426950408889634, 0.6931471805599453
 
 
 @dataclass(frozen=True)
@@ -59,13 +69,18 @@ class Seen:
 
 
 def forward_scratch(size: int, value_size: int, itemsize: int) -> int:
-    """Bytes of a worker's memory: Q^T, O^T, S^T and four rows of statistics."""
-    return -(-(CHUNK * (size + value_size + KEYS + 4)) * itemsize // 64) * 64
+    """Bytes of a worker's memory: Q^T, O^T, S^T and two rows of statistics."""
+    return CHUNK * (_whole(size) + _whole(value_size) + KEYS + 2) * itemsize
 
 
 def backward_scratch(size: int, value_size: int, itemsize: int) -> int:
     """Bytes of a worker's memory: Q^T, dO^T, dQ^T, P^T, dS^T and two rows of statistics."""
-    return -(-(CHUNK * (2 * size + value_size + 2 * KEYS + 4)) * itemsize // 64) * 64
+    return CHUNK * (2 * _whole(size) + _whole(value_size) + 2 * KEYS + 2) * itemsize
+
+
+def _whole(rows: int) -> int:
+    """Rows of a matrix that transposes write whole vectors of rows to."""
+    return -(-rows // _WHOLE) * _WHOLE
 
 
 class _Writer:
@@ -79,27 +94,36 @@ class _Writer:
         self.e = Emitter(self.b, dtype, self.lanes)
         self.one = Emitter(self.b, dtype, 0)
         self.count = CHUNK // self.lanes  # vectors in a chunk of queries
+        self.square = tile_for(dtype, target)
         wide = target.registers >= 32
         self.tiles = ((4, 6), (2, 12), (1, 12)) if wide else ((2, 6), (1, 8))
         self.word: dict[str, str] = {}
         for i, name in enumerate(words):
             kind = "ptr" if name in _POINTERS else "double" if name == "scale" else "i64"
             self.word[name] = self.b.load(kind, self.b.gep("%args", str(8 * i)), 8)
-        scale = self.word["scale"]
-        if dtype.itemsize == 4:
-            scale = self.b.value(f"fptrunc double {scale} to float")
-        self.scale = self.e.splat(scale)
+        self.scale = self._splat(self.word["scale"])
+        log2_e = Emitter(self.b, float64, 0).const(_LOG2_E)
+        self.exponents = self._splat(self.b.value(f"fmul double {self.word['scale']}, {log2_e}"))
         self.begins: list[str] = []  # of each vector of the chunk: the first key of each query
-        self.earliest: list[str] = []  # and of all its queries
+        self.earliest: list[str] = []  # the first of them
+        self.latest: list[str] = []  # and the last
         self.area = self.b.gep(self.word["scratch"], self.b.mul("%tid", self.word["area"]))
+
+    def _splat(self, number: str) -> str:
+        if self.dtype.itemsize == 4:
+            number = self.b.value(f"fptrunc double {number} to float")
+        return self.e.splat(number)
 
     # addresses --------------------------------------------------------------------------------
     def at(self, pointer: str, index: str) -> str:
         return self.b.gep(pointer, index, self.dtype.llvm)
 
-    def carve(self, rows: str) -> str:
-        """The next `rows` x CHUNK elements of the worker's memory."""
+    def carve(self, rows: str, turned: bool = False) -> str:
+        """The next `rows` x CHUNK elements of the worker's memory; `turned`: a whole number."""
         here = self.area
+        if turned:
+            more = self.b.add(rows, str(_WHOLE - 1))
+            rows = self.b.value(f"and i64 {more}, {-_WHOLE}")
         self.area = self.at(here, self.b.mul(rows, str(CHUNK)))
         return here
 
@@ -128,26 +152,34 @@ class _Writer:
         e = Emitter(self.b, int64, self.lanes)
         return e.lt(e.add(e.splat(first), e.lanes()), e.splat(valid))
 
-    def transpose_in(self, target: str, source: str, pitch: str, size: str, valid: str) -> None:
-        """target[d, i] = source[i, d] for i < valid; 0 beyond."""
-        i64 = Emitter(self.b, int64, self.lanes)
-        for i in range(self.count):
-            first = str(i * self.lanes)
-            mask = self.lane_mask(first, valid)
-            rows = i64.mul(i64.add(i64.splat(first), i64.lanes()), i64.splat(pitch))
-            with self.b.loop("0", size) as d:
-                value = self.e.gather(self.at(source, d), rows, mask)
-                self.store(value, self.at(target, self.b.mul(d, str(CHUNK))), first)
+    def turn_in(self, target: str, source: str, pitch: str, size: str, valid: str,
+                factor: str) -> None:
+        """target[d, i] = factor * source[i, d]; lanes from `valid` on repeat the last query."""
+        b, e, last = self.b, self.e, self.b.sub(valid, "1")
+        with b.loop("0", str(CHUNK), self.lanes) as i:
+            places = [b.minimum(b.add(i, str(r)), last) for r in range(self.lanes)]
+            rows = [self.at(source, b.mul(place, pitch)) for place in places]
+            with b.loop("0", size, self.lanes) as d:
+                mask = self.lane_mask(d, size)
+                vectors = [e.load_masked(self.at(row, d), mask) for row in rows]
+                to = self.at(target, b.add(b.mul(d, str(CHUNK)), i))
+                for r, column in enumerate(transpose(b, self.square, vectors)):
+                    self.store(e.mul(column, factor), to, str(r * CHUNK))
 
-    def transpose_out(self, target: str, pitch: str, source: str, size: str, valid: str) -> None:
-        """target[i, d] = source[d, i] for i < valid."""
-        i64 = Emitter(self.b, int64, self.lanes)
-        with self.b.loop("0", valid) as i, self.b.loop("0", size, self.lanes) as d:
-            mask = self.lane_mask(d, size)
-            rows = i64.mul(i64.add(i64.splat(d), i64.lanes()), i64.const(CHUNK))
-            value = self.e.gather(self.at(source, i), rows, mask)
-            place = self.at(target, self.b.add(self.b.mul(i, pitch), d))
-            self.e.store_masked(value, place, mask)
+    def turn_out(self, target: str, pitch: str, source: str, size: str, valid: str,
+                 factors: str = "") -> None:
+        """target[i, d] = source[d, i] for i < valid, times factors[i]."""
+        b, e = self.b, self.e
+        with b.loop("0", valid, self.lanes) as i, b.loop("0", size, self.lanes) as d:
+            mask, at = self.lane_mask(d, size), self.at(source, b.add(b.mul(d, str(CHUNK)), i))
+            vectors = [self.load(at, str(r * CHUNK)) for r in range(self.lanes)]
+            if factors:
+                factor = self.load(factors, i)
+                vectors = [e.mul(vector, factor) for vector in vectors]
+            for r, row in enumerate(transpose(b, self.square, vectors)):
+                query = b.add(i, str(r))
+                with b.when(b.compare("slt", query, valid)):
+                    e.store_masked(row, self.at(target, b.add(b.mul(query, pitch), d)), mask)
 
     # products ---------------------------------------------------------------------------------
     def product(self, rows: str, columns: str, depth: str, a: tuple[str, str, str],
@@ -165,7 +197,7 @@ class _Writer:
     def module(self) -> KernelSource:
         text = [self.b.finish()]
         declares = dict(self.b.declares)
-        for builder in _product_functions(self.dtype, self.lanes, self.tiles):
+        for builder in product_functions(self.dtype, self.lanes, self.tiles):
             text.append(builder.finish())
             declares.update(builder.declares)
         body = "".join(text) + "\n".join(declares[k] for k in sorted(declares)) + "\n!0 = !{}\n"
@@ -182,6 +214,7 @@ class _Writer:
         self.begins = [e.load_masked(b.gep(row, place, "i64"), self.lane_mask(place, valid),
                                      e.const(_NEVER)) for place in places]
         self.earliest = [e.reduce("min", x) for x in self.begins]
+        self.latest = [e.reduce("max", x) for x in self.begins]
 
     def key_range(self, first: str, last: str) -> tuple[str, str]:
         """Keys that some query in [first, last) sees."""
@@ -198,8 +231,33 @@ class _Writer:
             start = b.select(b.compare("sgt", earliest, start), earliest, start)
         return start, end
 
-    def visible(self, key: str, first: str, i: int) -> str | None:
-        """Mask of the lanes of vector `i` (queries from `first`) that see `key`; None: all."""
+    def hide(self, st: str, key: str, keys: str, first: str, i: int) -> None:
+        """Set what vector `i` of the queries from `first` on does not see of a block to -inf."""
+        b, hidden = self.b, self._partly(key, keys, first, i)
+        if not hidden:
+            return
+        some = reduce(lambda x, y: b.value(f"or i1 {x}, {y}"), hidden)
+        with b.when(some), b.loop("0", keys) as j:
+            row, place = self.at(st, b.mul(j, str(CHUNK))), str(i * self.lanes)
+            seen = self.visible(b.add(key, j), first, i)
+            score = self.e.select(seen, self.load(row, place), self.e.const(_MINUS))
+            self.store(score, row, place)
+
+    def _partly(self, key: str, keys: str, first: str, i: int) -> list[str]:
+        """Conditions; where none holds, every query of vector `i` sees the whole block."""
+        b, found = self.b, []
+        query = b.add(first, str(i * self.lanes))
+        if self.seen.causal:
+            found.append(b.compare("sgt", b.add(key, keys), b.add(query, "1")))
+        if self.seen.window:
+            reach = b.add(key, self.word["window"])
+            found.append(b.compare("slt", reach, b.add(query, str(self.lanes))))
+        if self.seen.begins:
+            found.append(b.compare("sgt", self.latest[i], key))
+        return found
+
+    def visible(self, key: str, first: str, i: int) -> str:
+        """Mask of the lanes of vector `i` (queries from `first`) that see `key`."""
         e, either = Emitter(self.b, int64, self.lanes), Emitter(self.b, bool_, self.lanes)
         query = e.add(e.splat(self.b.add(first, str(i * self.lanes))), e.lanes())
         masks: list[str] = []
@@ -209,7 +267,7 @@ class _Writer:
             masks.append(e.gt(e.splat(key), e.sub(query, e.splat(self.word["window"]))))
         if self.seen.begins:
             masks.append(e.le(self.begins[i], e.splat(key)))
-        return reduce(either.and_, masks) if masks else None
+        return reduce(either.and_, masks)
 
     def seeing(self, key: str, keys: str, first: str) -> tuple[str, str]:
         """Lanes [start, stop) of a chunk (whole vectors) that see some of a block of keys.
@@ -231,87 +289,20 @@ class _Writer:
         return start, stop
 
     @contextmanager
-    def key_blocks(self, start: str, end: str) -> Iterator[tuple[str, str]]:
-        """For each block of keys: its first key and how many."""
-        with self.b.loop(start, end, KEYS) as key:
-            yield key, self.b.minimum(self.b.sub(end, key), str(KEYS))
-
-
-def _product_functions(dtype: DType, lanes: int,
-                       tiles: tuple[tuple[int, int], ...]) -> list[FunctionBuilder]:
-    """`product` and the register tiles it calls."""
-    t = dtype.llvm
-    found: list[FunctionBuilder] = []
-    driver = FunctionBuilder(
-        "internal void @product(i64 %rows, i64 %columns, i64 %depth, ptr %a, i64 %a_r, i64 %a_p, "
-        "ptr %b, i64 %b_p, ptr %c, i64 %c_r, i64 %acc)", "noinline #0")
-    start = "0"
-    for vectors, most in tiles:
-        width = vectors * lanes
-        last = vectors == 1
-        if last:
-            end = "%columns"
-        else:
-            left = driver.sub("%columns", start)
-            end = driver.add(start, driver.sub(left, driver.urem(left, str(width))))
-        sizes = sorted({most, *(r for r in (6, 4, 3, 2, 1) if r < most)}, reverse=True)
-        with driver.loop(start, end, width) as n:
-            bn, columns = driver.gep("%b", n, t), driver.sub("%columns", n)
-            row = "0"
-            for rows in sizes:
-                left = driver.sub("%rows", row)
-                stop = driver.add(row, driver.sub(left, driver.urem(left, str(rows))))
-                with driver.loop(row, stop, rows) as r:
-                    ar = driver.gep("%a", driver.mul(r, "%a_r"), t)
-                    cr = driver.gep("%c", driver.add(driver.mul(r, "%c_r"), n), t)
-                    driver.line(f"call void @tile_{rows}_{vectors}(i64 %depth, ptr {ar}, i64 %a_r, "
-                                f"i64 %a_p, ptr {bn}, i64 %b_p, ptr {cr}, i64 %c_r, i64 %acc, "
-                                f"i64 {columns})")
-                row = stop
-        found += [_tile(dtype, lanes, rows, vectors, last) for rows in sizes]
-        start = end
-    return [driver, *found]
-
-
-def _tile(dtype: DType, lanes: int, rows: int, vectors: int, masked: bool) -> FunctionBuilder:
-    """rows x vectors accumulators in registers over the whole depth."""
-    b = FunctionBuilder(
-        f"internal void @tile_{rows}_{vectors}(i64 %depth, ptr %a, i64 %a_r, i64 %a_p, ptr %b, "
-        "i64 %b_p, ptr %c, i64 %c_r, i64 %acc, i64 %columns)", "noinline #0")
-    e, one = Emitter(b, dtype, lanes), Emitter(b, dtype, 0)
-    t = dtype.llvm
-    mask = None
-    if masked:
-        i64 = Emitter(b, int64, lanes)
-        mask = i64.lt(i64.lanes(), i64.splat("%columns"))
-    slots = {(r, v): b.alloca(e.t) for r in range(rows) for v in range(vectors)}
-    for slot in slots.values():
-        b.store(e.t, e.const(0), slot)
-    a_rows = [b.mul(str(r), "%a_r") for r in range(rows)]
-    with b.loop("0", "%depth") as p:
-        ap, bp = b.gep("%a", b.mul(p, "%a_p"), t), b.gep("%b", b.mul(p, "%b_p"), t)
-        right = [b.gep(bp, str(v * lanes), t) for v in range(vectors)]
-        values = [e.load(x) if mask is None else e.load_masked(x, mask) for x in right]
-        for r in range(rows):
-            left = e.splat(one.load(b.gep(ap, a_rows[r], t)))
-            for v in range(vectors):
-                slot = slots[r, v]
-                b.store(e.t, e.fma(left, values[v], b.load(e.t, slot)), slot)
-    again = b.compare("ne", "%acc", "0")
-    for r in range(rows):
-        row = b.gep("%c", b.mul(str(r), "%c_r"), t)
-        for v in range(vectors):
-            place = b.gep(row, str(v * lanes), t)
-            total = b.load(e.t, slots[r, v])
-            keep = e.of(bool_).splat(again)
-            if mask is not None:
-                keep = e.of(bool_).and_(keep, mask)
-            total = e.add(total, e.load_masked(place, keep))
-            if mask is None:
-                e.store(total, place)
-            else:
-                e.store_masked(total, place, mask)
-    return b
+    def key_blocks(self, first: str, start: str, end: str) -> Iterator[tuple[str, str]]:
+        """For each block of keys: its first key and how many. Blocks are small from `first` on if
+        attention is causal: the later a key, the fewer queries see it."""
+        b, middle, fine = self.b, end, DIAGONAL if self.seen.causal else KEYS
+        if self.seen.causal:
+            middle = b.minimum(b.select(b.compare("sgt", first, start), first, start), end)
+        long = b.udiv(b.add(b.sub(middle, start), str(KEYS - 1)), str(KEYS))
+        short = b.udiv(b.add(b.sub(end, middle), str(fine - 1)), str(fine))
+        with b.loop("0", b.add(long, short)) as n:
+            whole = b.compare("slt", n, long)
+            key = b.select(whole, b.add(start, b.mul(n, str(KEYS))),
+                           b.add(middle, b.mul(b.sub(n, long), str(fine))))
+            most = b.select(whole, str(KEYS), str(fine))
+            yield key, b.minimum(b.sub(b.select(whole, middle, end), key), most)
 
 
 def forward_source(dtype: DType, target: Target, seen: Seen) -> KernelSource:
@@ -319,8 +310,8 @@ def forward_source(dtype: DType, target: Target, seen: Seen) -> KernelSource:
     f = _Writer(FORWARD_WORDS, dtype, target, seen)
     b, w = f.b, f.word
     chunks = b.udiv(b.add(w["t"], str(CHUNK - 1)), str(CHUNK))
-    qt, ot, st = f.carve(w["size"]), f.carve(w["value_size"]), f.carve(str(KEYS))
-    top, total = f.carve("1"), f.carve("1")
+    qt, ot = f.carve(w["size"], True), f.carve(w["value_size"], True)
+    st, top, total = f.carve(str(KEYS)), f.carve("1"), f.carve("1")
     with b.loop("%lo", "%hi") as item:
         head_item = b.udiv(item, chunks)
         first = b.mul(b.urem(item, chunks), str(CHUNK))
@@ -328,13 +319,13 @@ def forward_source(dtype: DType, target: Target, seen: Seen) -> KernelSource:
         batch, head = b.udiv(head_item, w["heads"]), b.urem(head_item, w["heads"])
         group = b.udiv(head, w["shared"])
         q, k, v = (f.matrix(n, batch, h) for n, h in (("q", head), ("k", group), ("v", group)))
-        f.transpose_in(qt, f.at(q, b.mul(first, w["q_t"])), w["q_t"], w["size"], valid)
+        f.turn_in(qt, f.at(q, b.mul(first, w["q_t"])), w["q_t"], w["size"], valid, f.exponents)
         f.fill(ot, w["value_size"], 0.0)
         f.fill(top, "1", float("-inf"))
         f.fill(total, "1", 0.0)
         f.enter(batch, first, valid)
         start, end = f.key_range(first, b.add(first, valid))
-        with f.key_blocks(start, end) as (key, keys):
+        with f.key_blocks(first, start, end) as (key, keys):
             skip, stop = f.seeing(key, keys, first)
             seeing = b.sub(stop, skip)
             f.product(keys, seeing, w["size"], (f.at(k, b.mul(key, w["k_t"])), w["k_t"], "1"),
@@ -360,44 +351,48 @@ def _each_seeing(f: _Writer, skip: str, stop: str) -> Iterator[int]:
 
 def _online_softmax(f: _Writer, st: str, key: str, keys: str, lanes: tuple[str, str, str],
                     top: str, total: str, ot: str) -> None:
-    """st becomes exp(scale * st - maximum so far); the sums and O^T so far are scaled to match.
+    """st becomes 2^(st - top), top being about the maximum so far; the sums and O^T so far follow.
     `lanes`: the chunk's first query, and the lanes that see something here, from and to."""
+    b, e = f.b, f.e
     first, skip, stop = lanes
     for i in _each_seeing(f, skip, stop):
-        _softmax_vector(f, i, st, key, keys, first, (top, total, ot))
+        place = str(i * f.lanes)
+        f.hide(st, key, keys, first, i)
+        _raise_top(f, st, keys, place, (top, total, ot))
+        now = f.load(top, place)
+        safe = e.select(e.eq(now, e.const(_MINUS)), e.const(0), now)
+        sums = b.alloca(e.t)
+        b.store(e.t, f.load(total, place), sums)
+        with b.loop("0", keys) as j:
+            row = f.at(st, b.mul(j, str(CHUNK)))
+            p = e.exp2(e.sub(f.load(row, place), safe))
+            f.store(p, row, place)
+            b.store(e.t, e.add(b.load(e.t, sums), p), sums)
+        f.store(b.load(e.t, sums), total, place)
 
 
-def _softmax_vector(f: _Writer, i: int, st: str, key: str, keys: str, first: str,
-                    sofar: tuple[str, str, str]) -> None:
-    """One vector of queries of `_online_softmax`."""
-    b, e, place = f.b, f.e, str(i * f.lanes)
+def _raise_top(f: _Writer, st: str, keys: str, place: str, sofar: tuple[str, str, str]) -> None:
+    """Where a score of a block is far above `top` it becomes the new one, and what was summed with
+    the old one is scaled to match. Any top serves that keeps powers of two in range."""
+    b, e = f.b, f.e
     top, total, ot = sofar
     before = f.load(top, place)
     peak = b.alloca(e.t)
     b.store(e.t, before, peak)
     with b.loop("0", keys) as j:
-        row = f.at(st, b.mul(j, str(CHUNK)))
-        s = e.mul(f.load(row, place), f.scale)
-        mask = f.visible(b.add(key, j), first, i)
-        if mask is not None:
-            s = e.select(mask, s, e.const(float("-inf")))
-        f.store(s, row, place)
+        s = f.load(f.at(st, b.mul(j, str(CHUNK))), place)
         b.store(e.t, e.maximum(b.load(e.t, peak), s), peak)
-    now = b.load(e.t, peak)
-    safe = e.select(e.eq(now, e.const(float("-inf"))), e.const(0), now)
-    shrink = e.exp(e.sub(before, safe))
-    sums = b.alloca(e.t)
-    b.store(e.t, e.mul(f.load(total, place), shrink), sums)
-    with b.loop("0", keys) as j:
-        row = f.at(st, b.mul(j, str(CHUNK)))
-        p = e.exp(e.sub(f.load(row, place), safe))
-        f.store(p, row, place)
-        b.store(e.t, e.add(b.load(e.t, sums), p), sums)
-    f.store(now, top, place)
-    f.store(b.load(e.t, sums), total, place)
-    with b.loop("0", f.word["value_size"]) as d:
-        row = f.at(ot, b.mul(d, str(CHUNK)))
-        f.store(e.mul(f.load(row, place), shrink), row, place)
+    rises = e.gt(b.load(e.t, peak), e.add(before, e.const(RISE)))
+    with b.when(e.any(rises)):
+        now = e.select(rises, b.load(e.t, peak), before)
+        # A lane that has seen nothing yet stays at -inf, and its sum and results at 0.
+        shrink = e.exp2(e.sub(before, e.select(rises, now, e.const(0))))
+        shrink = e.select(rises, shrink, e.const(1))
+        f.store(now, top, place)
+        f.store(e.mul(f.load(total, place), shrink), total, place)
+        with b.loop("0", f.word["value_size"]) as d:
+            row = f.at(ot, b.mul(d, str(CHUNK)))
+            f.store(e.mul(f.load(row, place), shrink), row, place)
 
 
 def _finish_forward(f: _Writer, item: tuple[str, str], first: str, valid: str, top: str, total: str,
@@ -411,24 +406,22 @@ def _finish_forward(f: _Writer, item: tuple[str, str], first: str, valid: str, t
         sums = f.load(total, place)
         empty = e.eq(sums, e.const(0))
         sums = e.select(empty, e.const(1), sums)
-        inverse = e.reciprocal(sums)
-        with b.loop("0", w["value_size"]) as d:
-            at = f.at(ot, b.mul(d, str(CHUNK)))
-            f.store(e.mul(f.load(at, place), inverse), at, place)
-        lse = e.add(e.log(sums), f.load(top, place))
-        lse = e.select(empty, e.const(float("-inf")), lse)
+        f.store(e.reciprocal(sums), total, place)
+        lse = e.fma(f.load(top, place), e.const(_LN_2), e.log(sums))
+        lse = e.select(empty, e.const(_MINUS), lse)
         with b.when(b.value(f"icmp ne ptr {w['lse']}, null")):
             mask = f.lane_mask(place, valid)
             e.store_masked(lse, f.at(w["lse"], b.add(row, place)), mask)
     out = f.at(f.matrix("out", batch, head), b.mul(first, w["out_t"]))
-    f.transpose_out(out, w["out_t"], ot, w["value_size"], valid)
+    f.turn_out(out, w["out_t"], ot, w["value_size"], valid, total)
 
 
 def backward_source(dtype: DType, target: Target, seen: Seen) -> KernelSource:
     """The kernel of `attention_grad`; its index space is batch x key heads."""
     f = _Writer(BACKWARD_WORDS, dtype, target, seen)
     b, w = f.b, f.word
-    qt, gt, dqt = f.carve(w["size"]), f.carve(w["value_size"]), f.carve(w["size"])
+    qt, gt = f.carve(w["size"], True), f.carve(w["value_size"], True)
+    dqt = f.carve(w["size"], True)
     pt, dst = f.carve(str(KEYS)), f.carve(str(KEYS))
     lse, delta = f.carve("1"), f.carve("1")
     groups = b.udiv(w["heads"], w["shared"])
@@ -445,13 +438,13 @@ def backward_source(dtype: DType, target: Target, seen: Seen) -> KernelSource:
             row = b.add(b.mul(b.add(b.mul(batch, w["heads"]), head), w["t"]), first)
             q = f.at(f.matrix("q", batch, head), b.mul(first, w["q_t"]))
             g = f.at(f.matrix("g", batch, head), b.mul(first, w["g_t"]))
-            f.transpose_in(qt, q, w["q_t"], w["size"], valid)
-            f.transpose_in(gt, g, w["g_t"], w["value_size"], valid)
+            f.turn_in(qt, q, w["q_t"], w["size"], valid, f.exponents)
+            f.turn_in(gt, g, w["g_t"], w["value_size"], valid, f.scale)
             _statistics(f, row, valid, lse, delta)
             f.fill(dqt, w["size"], 0.0)
             f.enter(batch, first, valid)
             start, end = f.key_range(first, b.add(first, valid))
-            with f.key_blocks(start, end) as (key, keys):
+            with f.key_blocks(first, start, end) as (key, keys):
                 kk, vv = f.at(k, b.mul(key, w["k_t"])), f.at(v, b.mul(key, w["v_t"]))
                 skip, stop = f.seeing(key, keys, first)
                 seeing, left = b.sub(stop, skip), b.sub(b.minimum(valid, stop), skip)
@@ -470,7 +463,7 @@ def backward_source(dtype: DType, target: Target, seen: Seen) -> KernelSource:
                 f.product(w["size"], seeing, keys, (kk, "1", w["k_t"]), (slopes, str(CHUNK)),
                           (f.at(dqt, skip), str(CHUNK)), True)
             dq = f.at(f.matrix("dq", batch, head), b.mul(first, w["dq_t"]))
-            f.transpose_out(dq, w["dq_t"], dqt, w["size"], valid)
+            f.turn_out(dq, w["dq_t"], dqt, w["size"], valid)
     return f.module()
 
 
@@ -480,7 +473,8 @@ def _zero(f: _Writer, start: str, count: str) -> None:
 
 
 def _statistics(f: _Writer, row: str, valid: str, lse: str, delta: str) -> None:
-    """The chunk's log-sum-exps (a row that sees nothing counts as 0) and deltas; 0 beyond."""
+    """The chunk's log-sum-exps (a row that sees nothing counts as 0) as powers of two, and deltas
+    times the scale; 0 beyond."""
     e = f.e
     for i in range(f.count):
         place = str(i * f.lanes)
@@ -489,23 +483,21 @@ def _statistics(f: _Writer, row: str, valid: str, lse: str, delta: str) -> None:
             value = e.load_masked(f.at(f.word[name], f.b.add(row, place)), mask)
             if name == "lse":
                 value = e.select(e.isinf(value), e.const(0), value)
-            f.store(value, target, place)
+            factor = e.const(_LOG2_E) if name == "lse" else f.scale
+            f.store(e.mul(value, factor), target, place)
 
 
 def _weights(f: _Writer, pt: str, dst: str, key: str, keys: str, lanes: tuple[str, str, str],
              lse: str, delta: str) -> None:
-    """pt: scores to weights; dst: their cotangents to those of the scores, scale included."""
+    """pt: scores to weights; dst: their cotangents to those of the scores, both scaled."""
     b, e = f.b, f.e
     first, skip, stop = lanes
     for i in _each_seeing(f, skip, stop):
         place = str(i * f.lanes)
+        f.hide(pt, key, keys, first, i)
         shift, subtract = f.load(lse, place), f.load(delta, place)
         with b.loop("0", keys) as j:
             p_row, d_row = (f.at(x, b.mul(j, str(CHUNK))) for x in (pt, dst))
-            p = e.exp(e.sub(e.mul(f.load(p_row, place), f.scale), shift))
-            mask = f.visible(b.add(key, j), first, i)
-            if mask is not None:
-                p = e.select(mask, p, e.const(0))
+            p = e.exp2(e.sub(f.load(p_row, place), shift))
             f.store(p, p_row, place)
-            d = e.mul(p, e.sub(f.load(d_row, place), subtract))
-            f.store(e.mul(d, f.scale), d_row, place)
+            f.store(e.mul(p, e.sub(f.load(d_row, place), subtract)), d_row, place)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from gossamer.compile.builder import FunctionBuilder
 from gossamer.compile.gemm.target import Tile
 
-__all__ = ["PACK", "WIDE", "pack_function", "wide_function"]
+__all__ = ["PACK", "WIDE", "pack_function", "transpose", "wide_function"]
 
 PACK, WIDE = "pack", "pack_wide"  # symbols of the two functions
 
@@ -53,7 +53,7 @@ def _split_parts(f: FunctionBuilder, tile: Tile, x: str, y: str) -> tuple[str, s
     return _shuffle(f, tile, x, y, even), _shuffle(f, tile, x, y, odd)
 
 
-def _transpose(f: FunctionBuilder, tile: Tile, rows: list[str]) -> list[str]:
+def transpose(f: FunctionBuilder, tile: Tile, rows: list[str]) -> list[str]:
     """`lanes` vectors of `lanes` elements, transposed."""
     part = 128 // tile.bits  # 4 or 2: rows that the first stages interleave
     columns: list[list[str]] = [[] for _ in range(part)]  # [column in part][group of rows]
@@ -158,7 +158,7 @@ class _Pack:
                 k = f.minimum(block, last_k)
                 vectors = [self.vector(row, k) for row in rows]
                 to = self.at(dst, f.mul(k, "%width"))
-                for i, column in enumerate(_transpose(f, self.tile, vectors)):
+                for i, column in enumerate(transpose(f, self.tile, vectors)):
                     to = self.at(to, "%width") if i else to
                     f.store(self.tile.vector, column, to, self.tile.nbytes)
 
