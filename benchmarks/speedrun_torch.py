@@ -50,6 +50,7 @@ CHECKED = (1, 20)  # steps at which the losses are compared
 # of small singular values reaches the loss (benchmarks/workloads/nanochat.py has measured it).
 TOLERANCE = {"float32": (1e-5, 2e-3), "bfloat16": (1e-3, 2e-2)}
 EXAM = 250  # held-out questions a task
+LEVEL = 0.95  # mean of the quizzes, and of the exam, whose time is told
 
 
 # the model ----------------------------------------------------------------------------------------
@@ -287,7 +288,27 @@ def _full_run(options: argparse.Namespace) -> list[Score]:
           f"{len(history.steps) / seconds:.2f} steps/s")
     for step, when, mean, *_ in history.quizzes:
         print(f"  quiz at step {step:,}, {when:.0f} s: {mean:.3f}")
-    return evaluate(run.model, run.tokenizer, question_set(TASKS, EXAM, seed=options.seed))
+    scores = evaluate(run.model, run.tokenizer, question_set(TASKS, EXAM, seed=options.seed))
+    points = [(when, mean) for _, when, mean, *_ in history.quizzes]
+    at = reached([*points, (seconds, mean_score(scores)[0])], LEVEL)
+    print(f"mean {LEVEL} " + (f"after {at / 60:.2f} minutes of training" if at else "not reached"))
+    return scores
+
+
+def reached(points: Sequence[tuple[float, float]], level: float) -> float:
+    """When a curve of (seconds, mean) first comes to `level`, on straight lines between its points;
+    0 if it does not.
+
+    >>> reached([(60.0, 0.5), (120.0, 0.9), (180.0, 1.0)], 0.95)
+    150.0
+    """
+    before = (0.0, 0.0)
+    for point in points:
+        if point[1] >= level:
+            share = (level - before[1]) / (point[1] - before[1])
+            return before[0] + share * (point[0] - before[0])
+        before = point
+    return 0.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -53,3 +53,10 @@ def test_the_command_says_whether_they_agree(capsys: pytest.CaptureFixture[str])
     assert baseline.main(["--steps", "2", "--threads", "1", "--depth", "1", "--no-compile"]) == 0
     told = capsys.readouterr().out
     assert "times ours" in told and "steps/s" in told and "the losses agree" in told
+
+
+def test_when_a_level_is_reached() -> None:
+    points = [(60.0, 0.5), (120.0, 0.9), (180.0, 1.0)]
+    assert baseline.reached(points, 0.95) == pytest.approx(150.0)
+    assert baseline.reached(points, 0.25) == pytest.approx(30.0)  # from 0 at the beginning
+    assert baseline.reached(points[:2], 0.95) == baseline.reached([], 0.95) == 0.0
