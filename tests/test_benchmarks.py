@@ -297,6 +297,12 @@ def test_a_row_on_a_busy_machine_is_judged_by_processor_time() -> None:
     assert bars.faster([record]).value == 2.0
 
 
+def test_peers_without_a_time_are_named() -> None:
+    against = bars.faster([_record("mlp", 1.0, 2.0)]).against
+    assert against.endswith("; not timed: torch-compile, jax, tinygrad")
+    assert bars.faster([_record("gemm-256", 1.0, 2.0)]).against.endswith("; not timed: jax")
+
+
 def test_the_command_measures_and_reports(tmp_path: Path,
                                           capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["mlp", "--tiny", "--rounds", "1", "--threads", "1", "--peers", "gossamer",

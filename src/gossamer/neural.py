@@ -245,7 +245,8 @@ def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor,
                                  scale: float | None = None, enable_gqa: bool = False,
                                  window: int = 0, start: Tensor | None = None,
                                  begins: Tensor | None = None) -> Tensor:
-    """softmax(q kᵀ scale + mask) v for each head, never building the T × S scores.
+    """softmax(q kᵀ scale + mask) v for each head; only with `attn_mask`, or heads of more than 256
+    numbers, are the T × S scores built.
 
     Args:
         query: (..., H, T, K); key: (..., Hk, S, K); value: (..., Hk, S, V).

@@ -200,7 +200,8 @@ def test_masks_are_broadcast(rng: np.random.Generator, shape: tuple[int, ...]) -
 @pytest.mark.parametrize("causal", [False, True])
 def test_windows(rng: np.random.Generator, causal: bool, compiled: bool) -> None:
     """Behind the last key's window a query sees nothing: t > s + window."""
-    for t, s, window in ((33, 33, 1), (130, 130, 50), (65, 33, 7), (32, 65, 200)):
+    for t, s, window in ((33, 33, 1), (130, 130, 50), (65, 33, 7), (32, 65, 200), (192, 64, 8),
+                         (200, 10, 5)):
         check(case(rng, t, s, causal=causal, window=window), compiled)
 
 
@@ -243,6 +244,14 @@ def test_beginnings_in_any_order(rng: np.random.Generator) -> None:
     check(case(rng, 130, 130, causal=True, begins=begins))
     check(case(rng, 130, 130, begins=begins))
     check(case(rng, 130, 70, begins=begins, window=30))
+
+
+def test_texts_that_begin_behind_the_last_key(rng: np.random.Generator) -> None:
+    """All queries of a chunk see nothing, those of others something."""
+    begins = np.zeros((2, 130), np.int64)
+    begins[:, 64:] = 170
+    for causal in (False, True):
+        check(case(rng, 130, 70, causal=causal, begins=gs.from_numpy(begins)))
 
 
 def test_texts_with_a_mask_or_a_cache(rng: np.random.Generator) -> None:

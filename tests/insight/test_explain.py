@@ -233,6 +233,16 @@ def test_a_function_that_looks_at_values_is_run_and_named_uncompiled() -> None:
         gs.explain(gs.compile(looks), gs.randn(64, 64))
 
 
+def test_scores_that_are_written_to_memory_are_named() -> None:
+    x, seen = gs.randn(2, 520, 8), gs.ones(520, 520, dtype=gs.bool)
+    attend = F.scaled_dot_product_attention
+    found = gs.explain(lambda x, seen: attend(x, x, x, seen), x, seen)  # with a mask
+    (told,) = [p for p in found.problems if "writes its scores to memory" in p]
+    assert "with a mask" in told and f"{HERE}:{line_of('# with a mask')}" in told
+    found = gs.explain(lambda x: attend(x, x, x, is_causal=True), x)
+    assert not any("scores" in p for p in found.problems)
+
+
 def test_a_function_that_changes_its_argument_is_named_uncompiled() -> None:
     found = gs.explain(lambda x: x.add_(1), gs.zeros(1000))
     assert any("changes an argument" in p for p in found.problems)

@@ -2,8 +2,8 @@
 
 The one idea: the kernels of `flash.py` read queries, keys and values through strides, so
 projections that were split into heads and transposed are never copied. What the kernels do not
-cover (masks, key caches with a position, 16-bit floats) stays the composite's body: products and a
-row kernel.
+cover (masks, heads of more than 256 numbers, many new positions to a cache; `decoding.py` has few)
+stays the composite's body: products and a row kernel.
 """
 
 from __future__ import annotations

@@ -92,7 +92,6 @@ class _Writer:
         self.dtype, self.seen = dtype, seen
         self.lanes = target.vector_bytes // dtype.itemsize
         self.e = Emitter(self.b, dtype, self.lanes)
-        self.one = Emitter(self.b, dtype, 0)
         self.count = CHUNK // self.lanes  # vectors in a chunk of queries
         self.square = tile_for(dtype, target)
         wide = target.registers >= 32
@@ -229,7 +228,7 @@ class _Writer:
             for other in self.earliest[1:]:
                 earliest = b.minimum(earliest, other)
             start = b.select(b.compare("sgt", earliest, start), earliest, start)
-        return start, end
+        return b.minimum(start, end), end  # a window, or a text, may lie behind the last key
 
     def hide(self, st: str, key: str, keys: str, first: str, i: int) -> None:
         """Set what vector `i` of the queries from `first` on does not see of a block to -inf."""

@@ -74,8 +74,8 @@ def _unused(calls: list[Call]) -> None:
     """Nobody waits for kernels."""
 
 
-def _has_kernel(node: Node) -> bool:
-    """Whether a composite stays one node."""
+def has_kernel(node: Node) -> bool:
+    """Whether a composite stays one node: a kernel of its own computes it."""
     return any(x.has_kernel(node) for x in (attention, decoding, planes, quantized, winograd))
 
 
@@ -99,7 +99,7 @@ def compile_graph(roots: Sequence[Node], inputs: Sequence[Node], target: Target,
             can be compiled while others are written.
     """
     see("traced", list(roots))
-    expanded = expand(list(roots), keep=_has_kernel)
+    expanded = expand(list(roots), keep=has_kernel)
     see("expanded", expanded)
     graph = simplify(expanded)
     see("simplified", graph)

@@ -96,6 +96,8 @@ def _special_flops(node: Node) -> float:
         return _attention_flops(node, products=5)
     if name in ("conv", "conv_weight"):
         return _convolution_flops(node)
+    if name == "quantized_linear":
+        return 2.0 * node.size * node.inputs[0].shape[-1]
     if name == "argsort":
         axis = node.shape[node.attrs.get("axis", -1)] if node.shape else 1
         return node.size * max(1.0, log2(max(axis, 1)))
@@ -115,12 +117,16 @@ def _convolution_flops(node: Node) -> float:
 
 
 def _attention_flops(node: Node, products: int) -> float:
-    """Products over the pairs that may see each other, 2 FLOPs a component, and an `exp` a pair."""
+    """Products over the pairs that may see each other, 2 FLOPs a component, and an `exp` a pair.
+
+    How much of a cache is filled is data: all of it, or of its window, counts. Where texts begin is
+    data too: a row counts as one text.
+    """
     q, k, v = node.inputs[:3]
     rows, keys = q.shape[-2], k.shape[-2]
     window, causal = node.attrs["window"], node.attrs["causal"]
-    pairs = 0
-    for i in range(rows):
+    pairs = rows * min(keys, window or keys) if node.attrs["start"] else 0
+    for i in range(0 if pairs else rows):
         first = max(0, i - window + 1) if window else 0
         last = min(keys, i + 1) if causal else keys
         pairs += max(0, last - first)

@@ -1,8 +1,8 @@
 """From what the user hands in to programs that can be explained. Surface.
 
 The one idea: `explain` changes nothing. A function is traced as `compile` would trace it, on
-placeholders, and its program is timed on copies; only what cannot be compiled is run, once, and
-the graphs that it realised are explained instead, with the reason in red.
+placeholders, and its program is timed on copies; only what cannot be compiled is run as it is,
+twice, and the graphs that it realised are explained instead, with the reason in red.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def explain(thing: Any, *args: Any, **kwargs: Any) -> Explanation:
         thing: a function, a compiled function or module, called with the other arguments; or a
             lazy tensor.
         *args, **kwargs: what the function is to be called with. Nothing is written: a training
-            step is traced and timed on copies, and trains nothing.
+            step is traced and timed on copies, and trains nothing. Only a function that cannot be
+            compiled (it looks at a value) is run, twice, and does what it does.
 
     Returns:
         An `Explanation`: print it, read `.kernels`, `.graph()`, `.stage("loops")`, or write
@@ -108,7 +109,8 @@ def _explain_tensor(t: Tensor) -> Explanation:
 
 def _explain_run(name: str, function: Callable[..., Any], args: Sequence[Any],
                  kwargs: dict[str, Any], tensors: Sequence[Tensor], told: str) -> Explanation:
-    """Run what cannot be compiled, once warm, and explain the graphs that were realised."""
+    """Run what cannot be compiled, cold and warm, and explain the graphs realised the second time.
+    """
     recorder = Recorder()
     for watched in (False, True):  # the first run compiles
         with watch.watching(recorder) if watched else contextlib.nullcontext():

@@ -11,10 +11,11 @@ import re
 from collections.abc import Sequence
 
 from gossamer.compile.llvm import choose_vector
+from gossamer.compile.pipeline import has_kernel
 from gossamer.insight.cost import gathers
 from gossamer.insight.view import KernelRecord, Line, ProgramView
 from gossamer.ir.loop import Val
-from gossamer.ir.node import Node, user_line
+from gossamer.ir.node import Node, toposort, user_line
 from gossamer.runtime.device import host
 
 __all__ = ["find_problems", "find_program_problems"]
@@ -23,6 +24,7 @@ SLOW_ROOF, SLOW_SHARE = 0.10, 0.05  # below this fraction of the roofline, above
 NOTABLE_SHARE = 0.01  # smaller kernels are not worth a sentence
 # A kernel of less than both takes what starting it costs, whatever it does.
 FEW_BYTES, FEW_FLOPS = 1 << 14, 1 << 17
+LARGE_SCORES = 1 << 20  # bytes of attention's scores from which writing and reading them costs
 FEW_SAMPLES = 3  # runs below which a time says nothing: the first finds cold pages and caches
 _ITEM = {"float64": 8, "float32": 4, "float16": 4, "bfloat16": 4}  # bytes of a lane: 16 bits widen
 _VECTOR = re.compile(r"<\d+ x (?:float|double|half|bfloat|i\d+)>")
@@ -55,7 +57,25 @@ def find_program_problems(view: ProgramView) -> list[str]:
         lines = ", ".join(dict.fromkeys(Line(*user_line(m)).short for m in wide[:4]))
         found.append(f"{len(wide)} float64 operations in a float32 program ({lines}): half the "
                      "speed and twice the bytes; make the constant or array float32")
-    return found
+    return [*found, *_scores_in_memory(view)]
+
+
+def _scores_in_memory(view: ProgramView) -> list[str]:
+    """Attention that no kernel of tiles computes."""
+    found: dict[str, int] = {}
+    for node in toposort(view.origin.roots):
+        if node.op.name not in ("attention", "attention_grad") or has_kernel(node):
+            continue
+        q, k, v = node.inputs[:3]
+        nbytes = q.size // q.shape[-1] * k.shape[-2] * q.dtype.itemsize if q.size else 0
+        why = ("with a mask (is_causal, window and begins need none)" if node.attrs["mask"] else
+               "of many positions to a cache" if node.attrs["start"] else
+               f"with heads of {max(q.shape[-1], v.shape[-1])} numbers, more than 256")
+        if nbytes > LARGE_SCORES:
+            place = f"{why} at {Line(*user_line(node)).short}"
+            found[place] = max(found.get(place, 0), nbytes)
+    return [f"attention {place} writes its scores to memory ({nbytes:,} bytes): several times as "
+            "slow as by tiles" for place, nbytes in found.items()]
 
 
 def _far_from_roof(k: KernelRecord) -> str | None:
