@@ -26,6 +26,14 @@ MAKERS: dict[str, Any] = {
     "Rprop": lambda ps: optim.Rprop(ps, lr=0.01),
     "ASGD": lambda ps: optim.ASGD(ps, lr=0.01),
     "Lion": lambda ps: optim.Lion(ps, lr=0.001, weight_decay=0.1),
+    "LAMB": lambda ps: optim.LAMB([{"params": ps[:3]}, {"params": ps[3:], "weight_decay": 0.0}],
+                                  lr=0.01, max_grad_norm=0.5),
+    "LAMB of the gradient": lambda ps: optim.LAMB(
+        ps, lr=0.01, adam_w_mode=False, grad_averaging=False, use_nvlamb=True, max_grad_norm=0.0),
+    "NovoGrad": lambda ps: optim.NovoGrad(ps, lr=0.01, weight_decay=0.01),
+    "NovoGrad of the paper": lambda ps: optim.NovoGrad(
+        ps, lr=0.01, betas=(0.95, 0.98), weight_decay=0.01, reg_inside_moment=True,
+        grad_averaging=False, bias_correction=False),
     "Muon": lambda ps: optim.MuonAdamW([
         {"kind": "muon", "params": [p for p in ps if p.dim() == 2], "weight_decay": 0.1},
         {"kind": "adamw", "params": [p for p in ps if p.dim() < 2]}]),
