@@ -14,6 +14,7 @@ import gossamer as gs
 from gossamer.chat import suite
 from gossamer.chat.checkpoint import save
 from gossamer.chat.evaluate import Figure, question_set
+from gossamer.chat.storytelling import Flaw, StoryRecord
 from gossamer.chat.tasks import TASKS
 from gossamer.chat.tokenizer import Tokenizer
 from gossamer.chat.track import track_for
@@ -113,22 +114,26 @@ def test_by_itself_the_twelve_are_asked_and_nothing_is_overwritten(
     assert first["limit"] == 2 and first["seconds"] > 0
 
 
-def test_stories_are_figures_alone(
+def test_stories_are_figures_and_what_is_wrong_with_them(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen: list[Any] = []
 
     def figures(engine: Any, tokenizer: Any, lexicon: Any, count: int, *, seed: int) -> Any:
         seen.append((engine.model.config.n_layer, lexicon, count, seed))
-        return (Figure("grammatical", 0.5, 0.1),)
+        return StoryRecord(count, (Figure("grammatical", 0.5, 0.1),), (
+            Flaw("broken off", 2, "And"), Flaw("unknown word", 1, "The teh. (teh)")))
 
-    monkeypatch.setattr(suite, "story_figures", figures)
+    monkeypatch.setattr(suite, "story_record", figures)
     out = tmp_path / "out"
     assert run(monkeypatch, "eval", str(checkpoint), "--tasks", "stories,add", "--limit", "3",
-               "--seed", "4", "--out", str(out)) == 0
+               "--seed", "4", "--failures", "1", "--out", str(out)) == 0
     assert seen == [(1, track_for(1).lexicon, 3, 4)]
     report = (out / "report.md").read_text(encoding="utf-8")
     assert "| stories, grammatical |  | 0.500 ± 0.100 |" in report and "**mean**" not in report
+    assert "- stories: broken off, in 2 of 3 stories (given: `And`)" in report
+    kept = json.loads((out / "results.json").read_text(encoding="utf-8"))["scores"]["stories"]
+    assert [row["given"] for row in kept["failures"]] == ["And"]
 
 
 def test_what_was_done_before_a_stop_is_kept(

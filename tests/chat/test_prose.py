@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sysconfig
 from pathlib import Path
 from random import Random
 
@@ -13,9 +15,15 @@ from gossamer.chat.track import SHORT
 LONG = "A text that says something at length, and then says it once more. " * 4
 
 
-def test_this_python_brings_prose() -> None:
-    prose = read_prose(most_files=12)
-    assert prose.files + len(prose.skipped) == 12
+def test_this_python_brings_prose(tmp_path: Path) -> None:
+    """A dozen of its modules; all of them would take six seconds."""
+    library = Path(sysconfig.get_path("stdlib"))
+    for path in sorted(library.glob("*.py"))[:12]:
+        shutil.copy(path, tmp_path / path.name)
+    if (library / "pydoc_data").is_dir():
+        shutil.copytree(library / "pydoc_data", tmp_path / "pydoc_data")
+    prose = read_prose(tmp_path)
+    assert prose.files + len(prose.skipped) >= 13
     assert len(set(prose.documents)) == len(prose.documents) > 20
     assert prose.size == sum(map(len, prose.documents)) > 50_000
     assert all(document.strip() for document in prose.documents)
@@ -42,6 +50,12 @@ def test_what_cannot_be_read_is_skipped_and_named(tmp_path: Path) -> None:
     assert prose.documents == (LONG.strip(),)
     assert [path for path, _ in prose.skipped] == ["pydoc_data/topics.py", "a.py", "b.py"]
     assert all(why for _, why in prose.skipped)
+    assert prose.text().startswith("1 document of 1 file, 0.00 MB of text; 3 files could not be")
+    assert "pydoc_data/topics.py (No such file or directory), a.py (SyntaxError)" in prose.text()
+    (tmp_path / "d.py").write_text("def (")
+    (tmp_path / "e.py").write_text("def (")
+    read_prose.cache_clear()
+    assert read_prose(tmp_path).text().endswith("b.py (UnicodeDecodeError), and 2 more")
 
 
 def test_long_chapters_are_cut_at_blank_lines(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from gossamer.chat.calculator import Calculator
 from gossamer.chat.engine import Engine, Reply, Request
 from gossamer.chat.formats import Document
 from gossamer.chat.message import Content, Message, joined, pieces_of, shown
+from gossamer.chat.spread import ratio_error, share_error
 from gossamer.chat.task import Question, Task, sample
 from gossamer.chat.text import ReplyStream
 from gossamer.chat.tokenizer import Rendered, Tokenizer
@@ -81,9 +82,8 @@ class Score:
 
     @property
     def standard_error(self) -> float:
-        """Of the accuracy, sqrt(p (1 - p) / n)."""
-        p = self.accuracy
-        return math.sqrt(p * (1 - p) / self.asked) if self.asked else 0.0
+        """Of the accuracy: see `spread.py`."""
+        return share_error(np.arange(self.asked) < self.right)
 
     @property
     def centred(self) -> float:
@@ -243,8 +243,7 @@ def bits_per_byte(model: GPT, tokenizer: Tokenizer, documents: Sequence[Document
 def bits_figure(model: GPT, tokenizer: Tokenizer, documents: Sequence[Document]) -> Figure:
     """`bits_per_byte` with its standard error, from how much the pieces that are read differ.
 
-    The error of a ratio of sums over pieces, sqrt(sum (b - r s)^2) / sum s, where b are a piece's
-    bits, s its bytes and r the ratio.
+    Both are those of a ratio of sums over pieces: of their bits, and of their bytes.
     """
     T = model.config.sequence_len
     pieces = list[list[int]]()
@@ -268,9 +267,7 @@ def bits_figure(model: GPT, tokenizer: Tokenizer, documents: Sequence[Document])
         size += weights.sum(axis=1).tolist()
     if not sum(size):
         return Figure("bits per byte", 0.0, 0.0)
-    ratio = math.fsum(bits) / sum(size)
-    off = [b - ratio * s for b, s in zip(bits, size, strict=True)]
-    return Figure("bits per byte", ratio, math.hypot(*off) / sum(size))
+    return Figure("bits per byte", math.fsum(bits) / sum(size), ratio_error(bits, size))
 
 
 def mean_score(scores: Sequence[Score]) -> tuple[float, float]:

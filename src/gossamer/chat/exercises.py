@@ -17,10 +17,11 @@ from gossamer.chat.engine import Engine, Reply, Request
 from gossamer.chat.evaluate import FAILURES, Failure, Score, as_read, content_of
 from gossamer.chat.message import Content
 from gossamer.chat.sampling import Sampling
+from gossamer.chat.task import Question, final_part
 from gossamer.chat.tokenizer import Tokenizer
 from gossamer.chat.votes import figures, majority
 
-__all__ = ["Drawing", "Exercise", "Tell", "solve"]
+__all__ = ["Drawing", "Exercise", "Tell", "exercise", "solve"]
 
 Tell = Callable[[int, int], None]
 
@@ -43,6 +44,13 @@ class Exercise:
     expected: str
     judge: Callable[[Content], bool]
     vote: Callable[[Content], str]
+
+
+def exercise(question: Question) -> Exercise:
+    """A question of the made tasks, of which only the reference reply is right."""
+    right = as_read(question.answer)
+    return Exercise(question.text, right, lambda reply: as_read(reply) == right,
+                    lambda reply: final_part(as_read(reply)))
 
 
 @dataclass(frozen=True)
@@ -84,7 +92,8 @@ def solve(
         Right replies among the first ones drawn; with several samples also pass@k and the
         majority's vote. A prompt that fills the context is a question gone wrong.
 
-    Cost: a prefill a reply, and a round of the engine for each token of the longest ones.
+    Cost: a prefill a question, whose replies share it, and a round of the engine for each token of
+        the longest ones.
     """
     drawing = drawing or Drawing()
     drawn = _draw(exercises, engine, tokenizer, drawing, tell)

@@ -34,7 +34,7 @@ class StepInfo:
         flops_per_second: over the last steps.
         seconds: elapsed of the budget.
         budget: seconds of training in all.
-        stage: "read" or "answer".
+        stage: "read", "answer" or "practice".
     """
 
     step: int

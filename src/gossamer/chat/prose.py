@@ -2,8 +2,8 @@
 
 `pydoc_data/topics.py` holds the language reference's chapters as the help shows them; the modules
 of the standard library hold docstrings. Both are read as text and parsed, never imported, in an
-order that depends on the Python version alone. A file that a distribution leaves out is skipped and
-counted.
+order that depends on the Python version alone. A file that a distribution leaves out is skipped,
+and told.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ __all__ = ["Prose", "read_prose"]
 _TOPICS = "pydoc_data/topics.py"
 _SHORTEST = 200  # characters of a docstring that is prose rather than a caption
 _LONGEST = 4096  # characters of a document, as of a person's own text
+_NAMED = 3  # files that could not be read and are named; of more the number is told
 _LEFT_OUT = frozenset(("test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages",
                        "__pycache__", "turtledemo"))
 
@@ -45,14 +46,32 @@ class Prose:
         """Characters of text."""
         return sum(map(len, self.documents))
 
+    def text(self) -> str:
+        """How much there is, and what could not be read.
+
+        >>> Prose(("Beautiful is better than ugly.",), 1, (("b.py", "SyntaxError"),)).text()
+        '1 document of 1 file, 0.00 MB of text; 1 file could not be read: b.py (SyntaxError)'
+        """
+        found = (f"{_counted(len(self.documents), 'document')} of {_counted(self.files, 'file')}, "
+                 f"{self.size / 1e6:.2f} MB of text")
+        if not self.skipped:
+            return found
+        named = [f"{path} ({why})" for path, why in self.skipped[:_NAMED]]
+        more = [f"and {len(self.skipped) - _NAMED} more"] if len(self.skipped) > _NAMED else []
+        return (f"{found}; {_counted(len(self.skipped), 'file')} could not be read: "
+                f"{', '.join([*named, *more])}")
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
 
 @cache
-def read_prose(folder: Path | None = None, most_files: int = 0) -> Prose:
+def read_prose(folder: Path | None = None) -> Prose:
     """The prose of a standard library.
 
     Args:
         folder: where it lies; None = this Python's own.
-        most_files: stop after so many modules; 0 = all.
 
     Cost: about 6 s for all of it, once: 600 modules are parsed. The topics alone take 0.1 s.
     """
@@ -60,8 +79,7 @@ def read_prose(folder: Path | None = None, most_files: int = 0) -> Prose:
     documents, skipped, files = dict[str, None](), list[tuple[str, str]](), 0
     modules = sorted(p.relative_to(root).as_posix() for p in root.rglob("*.py")
                      if not _LEFT_OUT & set(p.relative_to(root).parts))
-    paths = [_TOPICS, *(path for path in modules if path != _TOPICS)]
-    for path in paths[:most_files or None]:
+    for path in [_TOPICS, *(path for path in modules if path != _TOPICS)]:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of old code: not ours to mend

@@ -2,6 +2,7 @@
 
 The one idea: the page is for someone who was not there. It says what was asked, how much of it was
 right, on which machine and in which time, what the model replies, and where it went wrong.
+What follows a ± is a standard error, of every share by the one rule of `spread.py`.
 matplotlib is imported when a picture is drawn: it takes longer to import than all the rest.
 """
 
@@ -13,7 +14,7 @@ import math
 import platform
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
 from types import ModuleType
@@ -31,13 +32,16 @@ from gossamer.chat.card import (
     to_markdown,
 )
 from gossamer.chat.compare import comparison_table, read_results, write_results
-from gossamer.chat.evaluate import Failure, Figure, Score, mean_score
+from gossamer.chat.evaluate import Failure, Score, mean_score
 from gossamer.chat.exercises import Drawing
 from gossamer.chat.progress import clock_text
 from gossamer.chat.speed import Decoding
+from gossamer.chat.spread import share_error
+from gossamer.chat.storytelling import StoryRecord
 from gossamer.chat.tasks import TASKS
 from gossamer.chat.train import History
 from gossamer.core.errors import CheckpointError
+from gossamer.data.safetensors import write_atomically
 from gossamer.models.gpt import GPT
 
 __all__ = ["RunFacts", "check_drawing", "scores_table", "write_examination", "write_report"]
@@ -48,6 +52,8 @@ with contextlib.suppress(ModuleNotFoundError):  # Windows has none
 
 _POINTS = 400  # of the loss curve; more cannot be seen
 _WATTS = 15.0  # of a busy core with its share of caches and memory: from 5 to 25
+_ERRORS = ("What follows ± is one standard error; that of a share is computed with two right and "
+           "two wrong replies added (Agresti and Coull), so all right of a few is no certainty.")
 _SMOOTHING = 0.9  # of the bold loss curve: the mean of about ten steps
 
 
@@ -62,8 +68,8 @@ class RunFacts:
         samples: (question, reply) pairs as the finished model decodes them.
         settings: (name, value) lines.
         decoding: how fast the finished model decodes, if it was measured.
-        stories: figures on stories that it told (shares that are grammatical, consistent and
-            novel, excess bits a byte), if they were measured.
+        stories: what was measured on stories that it told, if that was.
+        attempted: questions of a step of practice.
     """
 
     name: str
@@ -72,7 +78,8 @@ class RunFacts:
     samples: Sequence[tuple[str, str]]
     settings: Sequence[tuple[str, str]]
     decoding: Decoding | None = None
-    stories: Sequence[Figure] = ()
+    stories: StoryRecord | None = None
+    attempted: int = 8
 
 
 def check_drawing() -> None:
@@ -98,11 +105,11 @@ def write_report(
         Heading(f"{facts.name}: {mean:.1%} exact", 1),
         Paragraph(
             f"Mean exact match over {len(scores)} tasks, {sum(s.asked for s in scores)} held-out "
-            f"questions: **{mean:.3f} ± {error:.3f}** (standard error). No question of the test "
-            "was seen in training under any wording; the whole reply must be right."),
+            f"questions: **{mean:.3f} ± {error:.3f}**. No question of the test "
+            f"was seen in training under any wording; the whole reply must be right. {_ERRORS}"),
         Picture(folder / "curves.png", "Loss and accuracy over time"),
         _score_table(scores, history),
-        *_practice_line(history),
+        *_practice(history, facts.attempted),
         *_stories(facts.stories),
         *_against_the_last(folder, scores),
         *_stages(model, history),
@@ -110,11 +117,21 @@ def write_report(
         *_samples(facts),
         *_failures(scores),
     ]
-    (folder / "report.html").write_text(to_html(blocks), encoding="utf-8")
-    path = folder / "report.md"
-    path.write_text(to_markdown(blocks), encoding="utf-8")
+    told = {"stories": asdict(facts.stories)} if facts.stories else {}
     write_results(folder, scores, {"seconds": sum(s for _, s in facts.phases),
-                                   "tokens": history.tokens, "steps": len(history.steps)})
+                                   "tokens": history.tokens, "steps": len(history.steps), **told})
+    return _write_page(folder, blocks)
+
+
+def _write_page(folder: Path, blocks: Sequence[Block]) -> Path:
+    """Write `report.html` and `report.md`, each whole or not at all; the path of the latter.
+
+    What a model says may hold halves of characters, which no file takes: they are spelled out.
+    """
+    path = folder / "report.md"
+    for file, text in ((path.with_suffix(".html"), to_html(blocks)), (path, to_markdown(blocks))):
+        with write_atomically(file) as page:
+            page.write(text.encode("utf-8", "backslashreplace"))
     return path
 
 
@@ -164,43 +181,73 @@ def _stood_mean(exam: Mapping[str, Sequence[int]]) -> str:
     return f"{mean:.3f} ± {error:.3f}"
 
 
-def _stories(figures: Sequence[Figure]) -> list[Block]:
+def _stories(told: StoryRecord | None) -> list[Block]:
     """What was computed of sampled stories, where their generator is known."""
-    if not figures:
+    if told is None:
         return []
-    rows = tuple((f.name, f"{f.value:.3f} ± {f.error:.3f}") for f in figures)
-    return [Heading("Stories that it tells"), Table(("", "of the sampled ones"), rows)]
+    rows = tuple((f.name, f"{f.value:.3f} ± {f.error:.3f}") for f in told.figures)
+    blocks: list[Block] = [Heading("Stories that it tells"),
+                           Table(("", f"of {told.stories} sampled ones"), rows)]
+    if told.flaws:
+        lines = tuple(map(_failure, told.failures))
+        blocks += [Paragraph("What is wrong with them, the commonest first, an example each:"),
+                   Items(lines)]
+    return blocks
 
 
 def _stages(model: GPT, history: History) -> list[Block]:
     """Time and FLOPs of each stage of the training; of practice the learning, not the replies."""
-    ends = [(stage, step, seconds) for stage, step, seconds, _ in history.exams]
-    if not ends or not history.steps:
-        return []
-    last_step, last_seconds = int(history.steps[-1][0]), history.steps[-1][1]
-    ends.append(("practise" if history.practice else "answer", last_step, last_seconds))
-    flops = history.tokens / max(1, last_step) * model.estimate_flops()  # a step
-    rows, began = list[tuple[str, ...]](), (0, 0.0)
-    for stage, step, seconds in ends:
-        steps, taken = step - began[0], seconds - began[1]
+    rows, before = list[tuple[str, ...]](), (0.0, 0.0, 0.0)
+    for stage, end in _ends(history).items():
+        steps, seconds, tokens = (b - a for a, b in zip(before, end, strict=True))
+        flops = tokens * model.estimate_flops()
         if steps > 0:
-            rows.append((stage, f"{steps:,}", clock_text(taken), f"{steps * flops:.2e}",
-                         f"{steps * flops / taken / 1e9:.0f}" if taken > 0 else ""))
-        began = (step, seconds)
-    return [Heading("Stages"), Table(("stage", "steps", "time", "FLOPs", "GFLOP/s"), tuple(rows))]
+            rows.append((stage, f"{steps:,.0f}", clock_text(seconds), f"{tokens:,.0f}",
+                         f"{flops:.2e}", f"{flops / seconds / 1e9:.0f}" if seconds > 0 else ""))
+        before = (end[0], end[1], end[2])
+    if not rows:
+        return []
+    return [Heading("Stages"),
+            Table(("stage", "steps", "time", "tokens", "FLOPs", "GFLOP/s"), tuple(rows))]
 
 
-def _practice_line(history: History) -> list[Block]:
-    """What practice did to the replies drawn in it, first and last tenth of its steps."""
+def _ends(history: History) -> Mapping[str, Sequence[float]]:
+    """(steps, seconds, tokens) at the end of each stage.
+
+    Of a run that kept none of it (begun by an older version) the exams tell the ends of the stages
+    but the last, and all steps count as many tokens.
+    """
+    told = {stage for stage, step, *_ in history.exams if step}
+    if history.stages and told <= history.stages.keys():
+        return history.stages
+    if not history.exams or not history.steps:
+        return {}
+    last_step, last_seconds, _ = history.steps[-1]
+    ends = [(stage, step, seconds) for stage, step, seconds, _ in history.exams]
+    ends.append(("practice" if history.practice else "answer", last_step, last_seconds))
+    each = history.tokens / max(1.0, last_step)
+    return {stage: (step, seconds, step * each) for stage, step, seconds in ends}
+
+
+def _practice(history: History, attempted: int) -> list[Block]:
+    """What practice did: to the replies drawn in it, and to replies to held-out questions."""
     if not history.practice:
         return []
     tenth = max(1, len(history.practice) // 10)
-    first, last = history.practice[:tenth], history.practice[-tenth:]
-    one, many = ([sum(row[i] for row in part) / tenth for part in (first, last)] for i in (2, 3))
+    one, many = ([_share_of([row[i] for row in part], attempted)
+                  for part in (history.practice[:tenth], history.practice[-tenth:])]
+                 for i in (2, 3))
     return [Paragraph(
         f"Practice: {len(history.practice)} steps; replies drawn at temperature 1 were right "
-        f"{one[0]:.0%} of the time at first and {one[1]:.0%} at last (any of a group: "
-        f"{many[0]:.0%} and {many[1]:.0%}).")]
+        f"{one[0]} of the time at first and {one[1]} at last (any of a group: {many[0]} and "
+        f"{many[1]}).")]
+
+
+def _share_of(shares: Sequence[float], attempted: int) -> str:
+    """The mean of the steps' shares, each of so many questions."""
+    asked = [float(attempted)] * len(shares)
+    error = share_error([attempted * share for share in shares], asked, unit=1.0)
+    return f"{sum(shares) / len(shares):.0%} ± {error:.0%}"
 
 
 def _figures(facts: RunFacts, model: GPT, history: History) -> list[Block]:
@@ -258,14 +305,15 @@ def _samples(facts: RunFacts) -> list[Block]:
 
 
 def _failures(scores: Sequence[Score]) -> list[Block]:
-    lines = tuple(_failure(score.task, failure) for score in scores for failure in score.failures)
+    lines = tuple(f"{score.task}: {_failure(failure)}"
+                  for score in scores for failure in score.failures)
     return [Heading("Questions that went wrong"), Items(lines)] if lines else []
 
 
-def _failure(task: str, failure: Failure) -> str:
-    given = f", given: `{_one_line(failure.given)}`" if failure.given else ""
-    return (f"{task}: {_one_line(failure.question)} "
-            f"(right: `{_one_line(failure.expected)}`{given})")
+def _failure(failure: Failure) -> str:
+    told = [f"{name}: `{_one_line(text)}`" for name, text in
+            (("right", failure.expected), ("given", failure.given)) if text]
+    return _one_line(failure.question) + (f" ({', '.join(told)})" if told else "")
 
 
 def write_examination(folder: Path, model: Path, scores: Sequence[Score], drawing: Drawing
@@ -280,13 +328,10 @@ def write_examination(folder: Path, model: Path, scores: Sequence[Score], drawin
     blocks: list[Block] = [
         Heading(f"What {model.name} can do", 1),
         Paragraph(f"The model in `{model}`, {sum(s.asked for s in scores)} questions; where "
-                  f"replies are decoded, {drawn}. Errors are standard errors."),
+                  f"replies are decoded, {drawn}. {_ERRORS}"),
         scores_table(scores), *_failures(scores),
     ]
-    (folder / "report.html").write_text(to_html(blocks), "utf-8", "backslashreplace")
-    path = folder / "report.md"
-    path.write_text(to_markdown(blocks), "utf-8", "backslashreplace")
-    return path
+    return _write_page(folder, blocks)
 
 
 def scores_table(scores: Sequence[Score]) -> Table:
@@ -320,7 +365,8 @@ def _draw_curves(path: Path, history: History, scores: Sequence[Score]) -> None:
     left, right = figure.subplots(1, 2)
     _draw_loss(left, history)
     _draw_quizzes(right, history, scores)
-    figure.savefig(path, dpi=110)
+    with write_atomically(path) as file:
+        figure.savefig(file, dpi=110, format="png")
 
 
 def _draw_loss(axes: Any, history: History) -> None:

@@ -11,7 +11,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import count, islice
 from pathlib import Path
@@ -28,9 +28,8 @@ from gossamer.chat.dial import Dial, turn
 from gossamer.chat.dialogues import FACTS
 from gossamer.chat.engine import Engine
 from gossamer.chat.evaluate import (
-    Figure,
     Score,
-    bits_per_byte,
+    bits_figure,
     evaluate,
     mean_score,
     question_set,
@@ -48,7 +47,7 @@ from gossamer.chat.prose import read_prose
 from gossamer.chat.report import RunFacts, check_drawing, write_report
 from gossamer.chat.schedule import Schedule
 from gossamer.chat.speed import decoding
-from gossamer.chat.storytelling import story_figures
+from gossamer.chat.storytelling import StoryRecord, story_record
 from gossamer.chat.tasks import TASKS
 from gossamer.chat.terminal import ChatSession, run_chat
 from gossamer.chat.tokenizer import Tokenizer
@@ -446,18 +445,18 @@ def _reply(engine: Engine, tokenizer: Tokenizer, text: str) -> str:
     return "".join(islice(reply, _SAMPLE_TOKENS))
 
 
-def _stories(trainer: Trainer, questions: int) -> Sequence[Figure]:
+def _stories(trainer: Trainer, questions: int) -> StoryRecord | None:
     """What is measured on stories that the model tells; nothing where the exam is short, too."""
     if questions < _FEWEST_STORIES:
-        return ()
+        return None
     track = trainer.curriculum.track
-    return story_figures(Engine(trainer.model, _REPLIES), trainer.tokenizer, track.lexicon,
-                         min(questions, track.told))
+    return story_record(Engine(trainer.model, _REPLIES), trainer.tokenizer, track.lexicon,
+                        min(questions, track.told))
 
 
 def _facts(
     trainer: Trainer, options: SpeedrunOptions, phases: _Phases, samples: list[tuple[str, str]],
-    stories: Sequence[Figure],
+    stories: StoryRecord | None,
 ) -> RunFacts:
     settings, corpus = trainer.settings, trainer.curriculum.corpus
     row = (f"seed {options.seed}, {settings.optimizer}, batch {settings.batch_size} x "
@@ -468,17 +467,17 @@ def _facts(
         rows.append(("data", _data_line(trainer, corpus)))
     speed = decoding(trainer.model, _REPLIES)
     return RunFacts(trainer.folder.name, gs.get_num_threads(), phases.times, samples, rows, speed,
-                    stories)
+                    stories, options.attempts[0])
 
 
 def _data_line(trainer: Trainer, corpus: Corpus) -> str:
     """What was read of a person's own files, and how well what was not read is foretold."""
     measured = corpus.measured(_MEASURED_BYTES)
-    bits = bits_per_byte(trainer.model, trainer.tokenizer, measured)
+    bits = bits_figure(trainer.model, trainer.tokenizer, measured)
     cut = f" ({corpus.split:,} rows were cut)" if corpus.split else ""
     return (f"{len(corpus.shards)} files, {corpus.documents:,} documents{cut}, "
-            f"{corpus.size / 1e6:.1f} MB, epoch {corpus.epoch + 1}; {bits:.3f} bits per byte on "
-            f"{len(measured)} held-out documents")
+            f"{corpus.size / 1e6:.1f} MB, epoch {corpus.epoch + 1}; {bits.value:.3f} ± "
+            f"{bits.error:.3f} bits per byte on {len(measured)} held-out documents")
 
 
 def _print_scores(console: Console, scores: list[Score]) -> None:

@@ -3,7 +3,8 @@
 The source of the stories is our own, so three things can be said that no judge has to guess. A told
 story is read by the grammar that wrote the training tales and replayed; what it copied is looked up
 among all tales there were to read; and what the model needs for a byte of a tale is held against
-what the source needs, which no model can beat.
+what the source needs, which no model can beat. What is wrong is named by its kind, the commonest
+first, so that a hole in the data shows.
 
     excess = bits per byte of the model - bits per byte of the source
 """
@@ -13,34 +14,51 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
 
 import numpy as np
 
 from gossamer.chat.engine import Engine, Request
-from gossamer.chat.evaluate import Figure, bits_per_byte
+from gossamer.chat.evaluate import Failure, Figure, bits_per_byte
 from gossamer.chat.lexicon import Lexicon
+from gossamer.chat.mention import classes
 from gossamer.chat.narrative import numbered_tale
-from gossamer.chat.parser import StoryCheck, check_story
+from gossamer.chat.parser import StoryCheck, check_story, patterns, split_sentences
 from gossamer.chat.sampling import Sampling
+from gossamer.chat.spread import share_error
 from gossamer.chat.tokenizer import Tokenizer
 from gossamer.models.gpt import GPT
 
-__all__ = ["RUN", "StoryRecord", "excess_bits", "measure_stories", "story_figures", "story_runs",
-           "tell_stories", "training_runs"]
+__all__ = ["RUN", "Flaw", "StoryRecord", "excess_bits", "measure_stories", "story_record",
+           "story_runs", "tell_stories", "training_runs"]
 
 # Words in a row that count as copied. Fresh draws of the source itself, held against 8,000 tales,
 # all share a run of 8 words with one ("They were best friends from that day on." is one sentence),
 # 55 % one of 12, 16 % one of 16, 3 % one of 20 and 0.3 % one of 24 (0.5 % against 32,768 tales).
 RUN = 24
 _GROUP = 50  # tales a group of the excess: as many as `bits_per_byte` takes in one pass
-_EXAMPLES = 5  # unread sentences that are kept
 _REQUEST = "Tell me a story."
+_ENDS = '.!?"'  # with what a whole sentence ends
 _WORD = re.compile(r"\w+")  # marks between them do not count
 _MULTIPLIER = 0x9E3779B97F4A7C15  # odd, of no pattern: 2^64 over the golden ratio (Knuth)
 _MASK = (1 << 64) - 1
+
+
+@dataclass(frozen=True)
+class Flaw:
+    """One kind of thing that is wrong with told stories.
+
+    Args:
+        kind: in words.
+        stories: how many have it.
+        example: the first sentence found, and what is wrong with it.
+    """
+
+    kind: str
+    stories: int
+    example: str
 
 
 @dataclass(frozen=True)
@@ -52,14 +70,18 @@ class StoryRecord:
         figures: share that is grammatical (each sentence can be read), consistent (and owner,
             place, pronouns, looks and skills never contradict what was told), novel (no RUN words
             in a row of a training tale, and not told before), and of sentences that can be read.
-        faults: contradictions by kind.
-        unread: the first sentences that could not be read.
+        flaws: why the others are not, the commonest first.
     """
 
     stories: int
     figures: tuple[Figure, ...]
-    faults: Mapping[str, int]
-    unread: tuple[str, ...]
+    flaws: tuple[Flaw, ...]
+
+    @property
+    def failures(self) -> tuple[Failure, ...]:
+        """The flaws as a score keeps what went wrong."""
+        return tuple(Failure(f"{flaw.kind}, in {flaw.stories} of {self.stories} stories", "",
+                             flaw.example) for flaw in self.flaws)
 
 
 def story_runs(text: str) -> np.ndarray:
@@ -104,48 +126,82 @@ def measure_stories(texts: Sequence[str], training_hashes: np.ndarray) -> StoryR
 
     Args:
         texts: the stories.
-        training_hashes: of `training_runs`.
+        training_hashes: of `training_runs`, sorted.
 
     Returns:
         Shares in 0 to 1; all 0 where there is no story.
 
     Cost: 0.5 ms a story.
     """
-    checks, known = [check_story(text) for text in texts], np.unique(training_hashes)
-    seen, novel = set[str](), list[bool]()
-    for text in texts:
-        copied = _has_any(known, story_runs(text))
-        novel.append(bool(text.strip()) and not copied and text not in seen)
+    checks, novel = [check_story(text) for text in texts], list[bool]()
+    seen, told, examples = set[str](), Counter[str](), dict[str, str]()
+    for text, check in zip(texts, checks, strict=True):
+        old = list(_nothing_new(text, training_hashes, seen))
+        novel.append(not old)
         seen.add(text)
-    faults = Counter(kind for check in checks for _, kind, _ in check.faults)
-    unread = [sentence for check in checks for sentence in check.unread]
+        flaws = dict(reversed([*_misread(text, check), *old]))  # of each kind the first
+        told.update(flaws.keys())
+        examples = flaws | examples
     figures = (_share("grammatical", [check.grammatical for check in checks]),
                _share("consistent", [check.consistent for check in checks]),
                _share("novel", novel), _sentences(checks))
-    return StoryRecord(len(texts), figures, dict(faults), tuple(unread[:_EXAMPLES]))
+    return StoryRecord(len(texts), figures, tuple(
+        Flaw(kind, count, examples[kind]) for kind, count in told.most_common()))
 
 
-def _has_any(known: np.ndarray, runs: np.ndarray) -> bool:
-    """Whether one of the runs is among the known ones, which are sorted."""
-    places = np.minimum(np.searchsorted(known, runs), len(known) - 1)
-    return bool(len(known)) and bool((known[places] == runs).any())
+def _misread(text: str, check: StoryCheck) -> Iterator[tuple[str, str]]:
+    """(kind, example) of what is no sentence of the world, or contradicts what was told.
+
+    Contradictions are told of stories that could be read: in others they may only seem to be.
+    """
+    sentences = split_sentences(text)
+    for sentence in check.unread:
+        yield _why_unread(sentence, sentence == sentences[-1])
+    for number, kind, what in () if check.unread else check.faults:
+        yield f"contradiction ({kind})", f"{sentences[number]} ({what})"
+
+
+def _why_unread(sentence: str, last: bool) -> tuple[str, str]:
+    """What keeps a sentence from being one of the world, and the sentence."""
+    if last and sentence[-1] not in _ENDS:
+        return "broken off", sentence
+    words, row = classes(sentence)
+    if unknown := [word for word, name in zip(words, row, strict=True) if name not in _known()]:
+        return "unknown word", f"{sentence} ({unknown[0]})"
+    if tuple(row) in patterns():
+        return "a known sentence, written in another way", sentence
+    return "known words, but no known sentence", sentence
+
+
+@cache
+def _known() -> frozenset[str]:
+    """Classes of words, and words of no class, that the world's sentences have."""
+    return frozenset(name for row in patterns() for name in row)
+
+
+def _nothing_new(text: str, known: np.ndarray, seen: set[str]) -> Iterator[tuple[str, str]]:
+    """(kind, example) of what keeps a story from being novel."""
+    if not text.strip():
+        yield "nothing told", ""
+    elif text in seen:
+        yield "told twice", split_sentences(text)[0]
+    elif len(known) and len(runs := story_runs(text)):
+        places = np.minimum(np.searchsorted(known, runs), len(known) - 1)
+        if len(copied := np.flatnonzero(known[places] == runs)):
+            words = _WORD.findall(text)[copied[0] : copied[0] + RUN]
+            yield f"copied ({RUN} words in a row)", " ".join(words)
 
 
 def _share(name: str, verdicts: Sequence[bool]) -> Figure:
     count = len(verdicts)
-    p = sum(verdicts) / count if count else 0.0
-    return Figure(name, p, math.sqrt(p * (1 - p) / count) if count else 0.0)
+    return Figure(name, sum(verdicts) / count if count else 0.0, share_error(verdicts))
 
 
-def _sentences(checks: Iterable[StoryCheck]) -> Figure:
+def _sentences(checks: Sequence[StoryCheck]) -> Figure:
     """Share of readable sentences; its error takes a story as one draw, not a sentence."""
-    rows = np.array([(c.sentences, c.sentences - len(c.unread)) for c in checks], np.float64)
-    if not rows.sum():
-        return Figure("sentences read", 0.0, 0.0)
-    share = rows[:, 1].sum() / rows[:, 0].sum()
-    off = rows[:, 1] - share * rows[:, 0]
-    error = math.sqrt(float((off**2).sum())) / rows[:, 0].sum()
-    return Figure("sentences read", float(share), float(error))
+    said = [check.sentences for check in checks]
+    read = [check.sentences - len(check.unread) for check in checks]
+    return Figure("sentences read", sum(read) / max(1, sum(said)), share_error(read, said))
 
 
 def tell_stories(
@@ -197,14 +253,15 @@ def excess_bits(
             Figure("excess bits per byte", float(means[1]), float(errors[1])))
 
 
-def story_figures(
+def story_record(
     engine: Engine, tokenizer: Tokenizer, lexicon: Lexicon, count: int = 200, *, seed: int = 0
-) -> tuple[Figure, ...]:
-    """All figures of a model's stories, for a report: sampled ones, then its bits on unread ones.
+) -> StoryRecord:
+    """All that is measured on a model's stories, its bits on unread ones among the figures.
 
     Cost: `count` replies of some 90 tokens, and 0.3 ms for each tale there was to read.
     """
     told = tell_stories(engine, tokenizer, count, seed=seed)
     record = measure_stories(told, training_runs(lexicon))
     groups = min(max(2, count // 25), 16)
-    return (*record.figures, *excess_bits(engine.model, tokenizer, lexicon, groups))
+    bits = excess_bits(engine.model, tokenizer, lexicon, groups)
+    return replace(record, figures=(*record.figures, *bits))

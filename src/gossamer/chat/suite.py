@@ -23,7 +23,6 @@ from gossamer.chat.core_tasks import CoreTask, core_list, evaluate_core, find_co
 from gossamer.chat.engine import Engine
 from gossamer.chat.evaluate import (
     Score,
-    as_read,
     bits_figure,
     decoded_match,
     evaluate,
@@ -32,15 +31,15 @@ from gossamer.chat.evaluate import (
     to_conversation,
     with_replies,
 )
-from gossamer.chat.exercises import Drawing, Exercise, Tell, solve
+from gossamer.chat.exercises import Drawing, Exercise, Tell, exercise, solve
 from gossamer.chat.gsm8k import is_problem, problems
 from gossamer.chat.interrupt import Interrupted
 from gossamer.chat.letters import answer_letters, choice_questions, is_choice
 from gossamer.chat.progress import say
 from gossamer.chat.report import scores_table, write_examination
 from gossamer.chat.rows import Row, read_rows
-from gossamer.chat.storytelling import story_figures
-from gossamer.chat.task import Question, final_part
+from gossamer.chat.storytelling import story_record
+from gossamer.chat.task import Question
 from gossamer.chat.tasks import TASKS
 from gossamer.chat.track import track_for
 from gossamer.core.errors import DataError, GossamerError
@@ -221,7 +220,7 @@ def _first_grade(name: str) -> Exam:
         options = bench.options
         asked = bench.held_out([name])
         if options.drawing.temperature > 0:
-            return bench.solve(name, [_exercise(question) for question in asked[name]])
+            return bench.solve(name, [exercise(question) for question in asked[name]])
         scores = evaluate(bench.model, bench.tokenizer, asked, options.failures)
         return with_replies(bench.engine, bench.tokenizer, scores)[0]
 
@@ -229,19 +228,14 @@ def _first_grade(name: str) -> Exam:
 
 
 def _stories() -> Exam:
-    """Told stories, read again; figures alone."""
+    """Told stories, read again: figures, and what is wrong with some of them."""
     def run(bench: _Bench) -> Score:
-        count = bench.options.limit or _TALES
-        return Score("stories", 0, 0, figures=tuple(story_figures(
-            bench.engine, bench.tokenizer, bench.track.lexicon, count, seed=bench.options.seed)))
+        options = bench.options
+        record = story_record(bench.engine, bench.tokenizer, bench.track.lexicon,
+                              options.limit or _TALES, seed=options.seed)
+        return Score("stories", 0, 0, record.failures[:options.failures], figures=record.figures)
 
     return Exam("stories", "stories", run)
-
-
-def _exercise(question: Question) -> Exercise:
-    return Exercise(question.text, as_read(question.answer),
-                    lambda reply: as_read(reply) == as_read(question.answer),
-                    lambda reply: final_part(as_read(reply)))
 
 
 def run_eval(checkpoint: Checkpoint, options: EvalOptions, console: Console, out: Path | None = None

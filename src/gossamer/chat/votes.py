@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from gossamer.chat.evaluate import Figure
+from gossamer.chat.spread import share_error
 
 __all__ = ["figures", "majority", "pass_at_k"]
 
@@ -62,8 +63,5 @@ def figures(right: Sequence[Sequence[bool]], voted: Sequence[bool]) -> tuple[Fig
 
 
 def _mean(name: str, values: Sequence[float]) -> Figure:
-    """The mean over questions, and its standard error from how much they differ."""
-    count = len(values)
-    mean = math.fsum(values) / count
-    spread = math.fsum((v - mean) ** 2 for v in values) / max(1, count - 1)
-    return Figure(name, mean, math.sqrt(spread / count))
+    """The mean over questions, of values in 0 to 1, and its standard error."""
+    return Figure(name, math.fsum(values) / len(values), share_error(values))
