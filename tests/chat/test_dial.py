@@ -37,7 +37,7 @@ def test_an_hour_is_six_layers_with_longer_rows() -> None:
     dial = of_hour()
     config = dial.config()
     assert (config.n_layer, config.n_head, config.n_embd) == (6, 6, 192)
-    assert (config.sequence_len, dial.vocabulary) == (512, 2048)
+    assert (config.sequence_len, dial.vocabulary) == (512, 1024)
     settings = dial.settings(TrainSettings(), config)
     assert settings.batch_size * config.sequence_len == dial.batch_tokens == 2048
     assert settings.head_lr == pytest.approx(0.02 * (192 / 128) ** -0.5)

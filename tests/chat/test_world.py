@@ -156,20 +156,23 @@ def _faults(tale: Tale, number: int, sentence: str) -> set[str]:
     return {kind for _, kind, _ in check.faults}
 
 
+MET = "One sunny day, Mia went to the park. Then Mia met a boy named Tom."
+
+
 @pytest.mark.parametrize(("story", "kind"), [
     ("One sunny day, Mia went to the park. He felt very sad.", "pronoun"),
     ("One sunny day, Mia went to the park. Mia took the ball.", "known"),
     ("One sunny day, Mia went to the park. Mia went to the park.", "place"),
     ("One sunny day, Mia went to the park. Mia saw a ball in the barn.", "place"),
-    ("One sunny day, Mia went to the park. Then Mia met Tom. Then Tom went to the barn. "
+    (f"{MET} Then Tom went to the barn. "
      "They sat down and rested.", "place"),
     ("One sunny day, Mia went to the park. Mia had a red ball. The blue ball fell down and broke.",
      "look"),
-    ("One sunny day, Mia went to the park. Mia had a ball. Then Mia met Tom. Tom lost the ball.",
+    (f"{MET} Mia had a ball. Tom lost the ball.",
      "owner"),
-    ("One sunny day, Mia went to the park. Then Mia met Tom. Tom taught Mia to swim.", "skill"),
+    (f"{MET} Tom taught Mia to swim.", "skill"),
     ("One sunny day, Mia went to the park. They sat down and rested.", "known"),
-    ("One sunny day, Mia went to the park. Then Mia met Tom. Then Tom met Mia.", "known"),
+    (f"{MET} Then Tom met a girl named Mia.", "known"),
     ("One sunny day, Mia went to the park. A girl called Tom came along.", "pronoun"),
     ("One sunny day, Mia went to the park. Mia had a ball in his bag.", "pronoun"),
 ])

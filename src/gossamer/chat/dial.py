@@ -41,8 +41,12 @@ BATCH_EXPONENT = 0.383  # best batch ~ D^0.383: Power Lines, as nanochat uses it
 SHARE, LOW_GAIN = 0.46, 0.5
 MEASURED_FROM = 1.0  # minutes
 LOW_PAYS = 1.3  # peak of bfloat16 over float32 from which the conversions are worth their time
-SMALL = (1024, 256)  # vocabulary and row of models up to 4 layers: questions and short tales
-LARGE = (2048, 512)  # of deeper ones, and the vocabulary wherever a person's own text is read
+# Tokens of a row up to 4 layers (questions and short tales), and of deeper models. Tokens of the
+# vocabulary up to 6 layers, and of deeper models or where a person's own text is read: with 2,048
+# at 6 layers whole words were tokens that no question had spelled, and unseen words were spelled
+# right in .92 of the questions.
+ROWS = (256, 512)
+VOCABULARIES, SMALL_WORLD = (1024, 2048), 6
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class Dial:
     @property
     def vocabulary(self) -> int:
         """Tokens of the tokenizer."""
-        return (LARGE if self.own_text or self.depth > SHALLOWEST else SMALL)[0]
+        return VOCABULARIES[self.own_text or self.depth > SMALL_WORLD]
 
     @property
     def batch_tokens(self) -> int:
@@ -81,7 +85,7 @@ class Dial:
 rotary=True, qk_norm=True, relu2=True, value_embeddings=True, smear=True, untied=True, \
 padded_head=True, layer_scalars=False, backout=False, softcap=0.0, windows='L')
         """
-        row = (LARGE if self.depth > SHALLOWEST else SMALL)[1]
+        row = ROWS[self.depth > SHALLOWEST]
         sizes = GPTConfig(vocab_size or self.vocabulary, self.depth, self.depth, 0,
                           HEAD * self.depth, row)
         return switched(sizes, off, on)

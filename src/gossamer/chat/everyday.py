@@ -94,11 +94,13 @@ def _answer(facts: Facts) -> str:
         return _change_answer(n, other)
     if kind == "units":
         factor = _UNITS[other][2]
-        return f"{n}*{factor}{ARROW}{n * factor}"
-    parts = _digits_in_roman(n)
+        tens, ones = divmod(factor, 10)
+        parts = f"={n * 10 * tens}+{n * ones}" if tens and ones else ""
+        return f"{n}*{factor}{parts}{ARROW}{n * factor}"
+    digits = _digits_in_roman(n)
     if kind == "to_roman":
-        return " ".join(f"{part} {letters}" for part, letters in parts) + ARROW + to_roman(n)
-    return " ".join(f"{letters} {part}" for part, letters in parts) + f"{ARROW}{n}"
+        return " ".join(f"{part} {letters}" for part, letters in digits) + ARROW + to_roman(n)
+    return " ".join(f"{letters} {part}" for part, letters in digits) + f"{ARROW}{n}"
 
 
 def _is_right(facts: Facts, reply: str) -> bool:

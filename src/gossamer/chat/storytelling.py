@@ -31,7 +31,7 @@ from gossamer.chat.spread import share_error
 from gossamer.chat.tokenizer import Tokenizer
 from gossamer.models.gpt import GPT
 
-__all__ = ["RUN", "Flaw", "StoryRecord", "excess_bits", "measure_stories", "story_record",
+__all__ = ["MIN_P", "RUN", "Flaw", "StoryRecord", "excess_bits", "measure_stories", "story_record",
            "story_runs", "tell_stories", "training_runs"]
 
 # Words in a row that count as copied. Fresh draws of the source itself, held against 8,000 tales,
@@ -40,6 +40,10 @@ __all__ = ["RUN", "Flaw", "StoryRecord", "excess_bits", "measure_stories", "stor
 RUN = 24
 _GROUP = 50  # tales a group of the excess: as many as `bits_per_byte` takes in one pass
 _REQUEST = "Tell me a story."
+# Stories are drawn at temperature 1 from tokens at least a tenth as likely as the likeliest. Of a
+# vocabulary's tail each token has one chance in 10,000, but one of a story's hundred tokens then
+# often comes from there: 85 % of an hour's model's stories were grammatical, with the filter 97 %.
+MIN_P = 0.1
 _ENDS = '.!?"'  # with what a whole sentence ends
 _WORD = re.compile(r"\w+")  # marks between them do not count
 _MULTIPLIER = 0x9E3779B97F4A7C15  # odd, of no pattern: 2^64 over the golden ratio (Knuth)
@@ -206,7 +210,7 @@ def _sentences(checks: Sequence[StoryCheck]) -> Figure:
 
 def tell_stories(
     engine: Engine, tokenizer: Tokenizer, count: int, *, seed: int = 0, temperature: float = 1.0,
-    request: str = _REQUEST,
+    min_p: float = MIN_P, request: str = _REQUEST,
 ) -> list[str]:
     """Stories that a model tells when it is asked to.
 
@@ -215,11 +219,12 @@ def tell_stories(
         count: how many.
         seed: of the first; each has its own.
         temperature: 1 = as the model has learned the source.
+        min_p: tokens less probable than this share of the likeliest are not drawn.
     """
     prompt = tokenizer.render_prompt([{"role": "user", "content": request}])
     longest = engine.model.config.sequence_len - len(prompt) - 1
     replies = [engine.submit(Request(
-        prompt, max_tokens=longest, sampling=Sampling(temperature, seed=seed + number),
+        prompt, max_tokens=longest, sampling=Sampling(temperature, min_p=min_p, seed=seed + number),
         stop=(tokenizer.assistant_end,))) for number in range(count)]
     while engine.busy:
         engine.step()
