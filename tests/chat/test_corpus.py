@@ -15,6 +15,7 @@ from hypothesis import given, settings, strategies as st
 from rich.console import Console
 
 from gossamer.chat import document, formats
+from gossamer.chat.compression import train_tokenizer
 from gossamer.chat.corpus import Corpus, find_shards, is_measured
 from gossamer.chat.formats import Document, text_of
 from gossamer.chat.look import show_data, show_mask, show_tasks
@@ -144,6 +145,81 @@ def test_long_rows_are_cut_counted_and_not_lost(tmp_path: Path, kind: str) -> No
     out = io.StringIO()
     show_data(Console(file=out, width=120), [str(path)], 0)
     assert "3 rows are longer than 4,096 characters" in out.getvalue()
+
+
+def test_word_problems_call_the_calculator(tmp_path: Path) -> None:
+    """`<<48/2=24>>` is a call and what it is handed, not text to be written."""
+    path = tmp_path / "train.jsonl"
+    answer = "Half is 48/2 = <<48/2=24>>24.\n#### 24"
+    path.write_text("".join(json.dumps({"question": "How many?", "answer": text}) + "\n"
+                            for text in (answer, "<<1+1=2>> of another kind")))
+    shard, = find_shards([path])
+    problem, other = shard.format.read(path, shard.blocks[0])
+    assert problem == ({"role": "user", "content": "How many?"}, {"role": "assistant", "content": (
+        ("text", "Half is 48/2 = "), ("call", "48/2"), ("output", "24"), ("text", "24.\n#### 24"))})
+    assert other[1]["content"] == "<<1+1=2>> of another kind"  # type: ignore[index]
+
+
+def test_half_a_surrogate_pair_is_no_text(tmp_path: Path) -> None:
+    """JSON can spell it and UTF-8 cannot: read, learned from and shown it is U+FFFD."""
+    path, out = tmp_path / "a.jsonl", tmp_path / "tokenizer.json"
+    turns = [{"role": role, "content": "b\ud83d"} for role in ("system", "user", "assistant")]
+    rows = [{"text": "a\ud83d"}, {"question": "\udc00?", "answer": "c"}, {"messages": turns},
+            {"text": "\U0001f600"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows * 9))
+    shard, = find_shards([path])
+    read = shard.format.read(path, shard.blocks[0])
+    assert read[:4] == [
+        "a\ufffd", ({"role": "user", "content": "\ufffd?"}, {"role": "assistant", "content": "c"}),
+        ({"role": "user", "content": "b\ufffd\n\nb\ufffd"},
+         {"role": "assistant", "content": "b\ufffd"}), "\U0001f600"]
+    quiet = Console(file=io.StringIO(), width=120)
+    train_tokenizer(quiet, [str(path)], out, 270, None, 1 << 20, seed=0)
+    with (tmp_path / "shown.txt").open("w", encoding="utf-8") as shown:
+        show_data(Console(file=shown, width=120), [str(path)], 9)
+    assert "- a\ufffd" in (tmp_path / "shown.txt").read_text("utf-8")
+    trained = Tokenizer.train(["a\ud83d"], 265)  # of whoever's text
+    assert trained.decode(trained.encode("a\ud83d")) == "a\ufffd"
+
+
+def test_a_sample_has_each_document_once_and_counts_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("<|endoftext|>".join(f"ä{i:03}" for i in range(300)))
+    corpus = Corpus(find_shards([tmp_path / "a.txt"]))
+    for most in (1, 100, 1000):
+        sizes = [len(text.encode()) for text in corpus.sample(most)]
+        assert sum(sizes[:-1]) < most <= sum(sizes)
+    whole = corpus.sample(1 << 20)
+    assert len(whole) == len(set(whole)) > 280
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "stream"])
+@pytest.mark.parametrize("groups", [[], [0], [0, 2, 0, 0, 3, 0]])
+def test_groups_without_rows_have_no_documents(
+    tmp_path: Path, kind: str, groups: list[int]
+) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+    path = tmp_path / ("a.parquet" if kind == "parquet" else "a.arrow")
+    schema = pyarrow.schema([("text", pyarrow.string())])
+    names = iter("abcde")
+    make = pyarrow.table if kind == "parquet" else pyarrow.record_batch
+    parts = [make({"text": [next(names) for _ in range(n)]}, schema) for n in groups]
+    if kind == "parquet":
+        with parquet.ParquetWriter(path, schema) as writer:
+            for part in parts:
+                writer.write_table(part)
+    else:
+        new = pyarrow.ipc.new_stream if kind == "stream" else pyarrow.ipc.new_file
+        with new(str(path), schema) as writer:
+            for part in parts:
+                writer.write_batch(part)
+    if sum(groups):
+        shard, = find_shards([path])
+        assert [d for block in shard.blocks for d in shard.format.read(path, block)] == list(
+            "abcde")
+    else:
+        with pytest.raises(DataError, match="no document is in there"):
+            find_shards([path])
 
 
 def test_long_conversations_are_cut_between_turns(tmp_path: Path) -> None:

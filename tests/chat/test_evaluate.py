@@ -15,6 +15,7 @@ import gossamer.nn.functional as F
 from gossamer.chat.calculator import Calculator, calculate
 from gossamer.chat.choices import Reader, Span
 from gossamer.chat.code_tasks import assemble, code_of, programs
+from gossamer.chat.document import pieces_of_answer, row_documents
 from gossamer.chat.engine import Engine, Request
 from gossamer.chat.evaluate import (
     Score,
@@ -28,7 +29,7 @@ from gossamer.chat.evaluate import (
     with_replies,
 )
 from gossamer.chat.exercises import Drawing, Exercise, solve
-from gossamer.chat.gsm8k import conversation, final_number, pieces_of_answer, problems
+from gossamer.chat.gsm8k import final_number, problems
 from gossamer.chat.letters import answer_letters, as_prompt, choice_questions
 from gossamer.chat.message import pieces_of
 from gossamer.chat.rows import read_rows
@@ -273,7 +274,9 @@ def test_an_answer_becomes_words_calls_and_outputs(tokenizer: Tokenizer) -> None
     assert [p for p in pieces if p[0] != "text"] == [
         ("call", "3*4"), ("output", "12"), ("call", "12-5"), ("output", "7")]
     assert "<<" not in "".join(text for _, text in pieces)
-    ids, mask = tokenizer.render(conversation(ROW))
+    [document] = row_documents(ROW, "here")
+    assert not isinstance(document, str) and document[1]["content"] == pieces
+    ids, mask = tokenizer.render(document)
     outside = [i for i, t in enumerate(ids) if t == tokenizer.output_start]
     assert len(outside) == 2 and all(mask[i] == 0 for i in outside)
     assert pieces_of_answer("no calls") == "no calls"
@@ -311,6 +314,16 @@ def test_all_of_gsm8k_is_understood(shared_data: Path) -> None:
                 if not math.isclose(found, given, rel_tol=0.01):  # they are rounded by hand
                     differ.append(f"{call} = {output}")
     assert calls == 4282 and differ == []
+
+
+def test_a_benchmark_s_texts_are_such_as_utf_8_can_hold(tmp_path: Path) -> None:
+    """JSON can spell half a surrogate pair; printing it, or handing it to a program, would fail."""
+    path = tmp_path / "a.jsonl"
+    path.write_text(r'{"question": "a\ud83d", "\udc00": [{"b": "\ud83d\ude00"}, 1, null]}' "\n")
+    assert read_rows(path) == [{"question": "a\ufffd", "\ufffd": [{"b": "\U0001f600"}, 1, None]}]
+    path.write_text('{"a": ' + "[" * 1500 + "]" * 1500 + "}\n")
+    with pytest.raises(DataError, match="line 1 is no JSON"):
+        read_rows(path)
 
 
 # Programs -------------------------------------------------------------------------------------
@@ -385,4 +398,5 @@ def test_a_question_that_fills_the_context_went_wrong(
 def test_above_guessing() -> None:
     score = Score("x", 70, 100, baseline=0.4)
     assert score.centred == pytest.approx(0.5)
-    assert score.centred_error == pytest.approx(math.sqrt(0.7 * 0.3 / 100) / 0.6)
+    assert score.centred_error == pytest.approx(math.sqrt(72 / 104 * 32 / 104 / 104) / 0.6)
+    assert Score("x", 0, 0).standard_error == 0.0

@@ -14,6 +14,7 @@ import gossamer as gs
 from gossamer.chat.checkpoint import latest, load_model
 from gossamer.chat.curriculum import Curriculum
 from gossamer.chat.engine import Token
+from gossamer.chat.interrupt import Interrupted
 from gossamer.chat.practice import Practice, practice_loss
 from gossamer.chat.progress import Display
 from gossamer.chat.schedule import Schedule
@@ -115,10 +116,10 @@ def test_the_gradient_is_the_policy_gradient(tokenizer: Tokenizer) -> None:
 
 
 def make_trainer(tokenizer: Tokenizer, model: GPT, folder: Path, steps: int) -> Trainer:
-    """Some steps of teaching, then practice; the clock stands still, the steps decide."""
+    """Some steps of teaching, then practice; the clock stands still."""
     plan = Curriculum({"spell": LETTERS}, tokenizer, {}, practice_share=0.5)
     settings = TrainSettings(seconds=1e9, batch_size=2, quizzes=0, checkpoint_seconds=1e12,
-                             max_steps=steps, schedule=Schedule(warmup_steps=1))
+                             steps=steps, schedule=Schedule(warmup_steps=1, warmdown=0.0))
     trainer = Trainer(model, plan, settings, folder, clock=lambda: 0.0)
     trainer.display = Display(Console(quiet=True))
     plan.stage_at = (  # type: ignore[method-assign]
@@ -133,7 +134,11 @@ def test_practice_lifts_a_task_and_resumes_bit_for_bit(
     straight.run()
     right = [row[2] for row in straight.history.practice]
     assert len(right) == 14 and np.mean(right[-4:]) > np.mean(right[:2]) + 0.2, right
-    make_trainer(tokenizer, make_model(tokenizer), tmp_path / "b", TAUGHT + 5).run()
+    first = make_trainer(tokenizer, make_model(tokenizer), tmp_path / "b", TAUGHT + 14)
+    first.display.step = (  # type: ignore[method-assign]
+        lambda info: first._told_to_stop(2, None) if info.step == TAUGHT + 5 else None)
+    with pytest.raises(Interrupted):
+        first.run()
     newest = latest(tmp_path / "b")
     assert newest is not None
     checkpoint = load_model(newest)

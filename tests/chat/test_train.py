@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -16,7 +15,7 @@ from rich.console import Console
 
 import gossamer as gs
 from gossamer.chat import checkpoint as room
-from gossamer.chat.checkpoint import checkpoints_of, find_run, latest, load_model, save
+from gossamer.chat.checkpoint import latest, load_model
 from gossamer.chat.corpus import Corpus, find_shards
 from gossamer.chat.curriculum import Curriculum, tokenizer_corpus
 from gossamer.chat.engine import Engine, Request
@@ -34,7 +33,12 @@ from gossamer.chat.progress import Display, StepInfo
 from gossamer.chat.schedule import Schedule
 from gossamer.chat.tasks import TASKS
 from gossamer.chat.tokenizer import Tokenizer
-from gossamer.chat.train import Trainer, TrainingDiverged, TrainSettings, build_optimizers
+from gossamer.chat.train import (
+    History,
+    Trainer,
+    TrainingDiverged,
+    TrainSettings,
+)
 from gossamer.core.errors import CheckpointError
 from gossamer.models.gpt import GPT, GPTConfig
 
@@ -86,6 +90,20 @@ def trainer_of(
     return Trainer(model, plan, settings, folder, clock, clock.read)
 
 
+def stop_after(step: int, trainer: Trainer) -> None:
+    """Run it as if somebody told it to stop while that step is computed."""
+    shown = trainer.display.step
+
+    def tell(info: StepInfo) -> None:
+        shown(info)
+        if info.step == step:
+            trainer._told_to_stop(signal.SIGINT, None)
+
+    trainer.display.step = tell  # type: ignore[method-assign]
+    with pytest.raises(Interrupted, match=f"stopped at step {step};"):
+        trainer.run()
+
+
 def weights(model: GPT) -> dict[str, list[float]]:
     return {k: v.reshape(-1).tolist() for k, v in model.state_dict().items()}
 
@@ -106,10 +124,10 @@ def test_resumed_equals_uninterrupted_bit_for_bit(
     data = tmp_path / "own.txt" if own_text else None
     if data is not None:
         data.write_text("<|endoftext|>".join(f"This is text {i}." for i in range(200)))
-    base = replace(SETTINGS, optimizer=optimizer, max_steps=26, dtype=dtype)
+    base = replace(SETTINGS, optimizer=optimizer, seconds=27.0, dtype=dtype)
     straight = make_trainer(tokenizer, tmp_path / "a", base, data)
     straight.run()
-    make_trainer(tokenizer, tmp_path / "b", replace(base, max_steps=7), data).run()
+    stop_after(7, make_trainer(tokenizer, tmp_path / "b", base, data))
     checkpoint = load_model(newest(tmp_path / "b"))
     second = trainer_of(checkpoint.model, checkpoint.tokenizer, tmp_path / "b", base, data)
     second.resume(checkpoint)
@@ -128,7 +146,7 @@ def test_products_in_bfloat16_keep_weights_and_states_in_float32(
     runs = {}
     for dtype in ("float32", "bfloat16"):
         trainer = make_trainer(tokenizer, tmp_path / dtype, replace(SETTINGS, dtype=dtype,
-                                                                     max_steps=6))
+                                                                     steps=6))
         runs[dtype] = [loss for *_, loss in trainer.run().steps]
         states = [x for o in trainer.optimizers for s in o.state.values() for x in s.values()]
         kept = [*trainer.model.parameters(), *(x for x in states if isinstance(x, gs.Tensor))]
@@ -140,7 +158,7 @@ def test_products_in_bfloat16_keep_weights_and_states_in_float32(
 def test_borders_can_be_left_out(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """Then an example sees those before it in its row, and the losses are others."""
     losses = [[loss for *_, loss in make_trainer(
-        tokenizer, tmp_path / str(borders), replace(SETTINGS, borders=borders, max_steps=4)
+        tokenizer, tmp_path / str(borders), replace(SETTINGS, borders=borders, steps=4)
     ).run().steps] for borders in (True, False)]
     assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-6)  # blocks begin as the identity
     assert losses[0][3] != losses[1][3]
@@ -170,11 +188,11 @@ def test_accumulated_batches_have_the_gradient_of_one_big_batch(
 
 
 def test_accumulating_trains_and_resumes(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    base = replace(SETTINGS, accumulate=3, clip=1.0, max_steps=6)
+    base = replace(SETTINGS, accumulate=3, clip=1.0, steps=6)
     straight = make_trainer(tokenizer, tmp_path / "a", base)
     straight.run()
     assert straight.history.tokens == 6 * 3 * 2 * 128
-    make_trainer(tokenizer, tmp_path / "b", replace(base, max_steps=2)).run()
+    stop_after(2, make_trainer(tokenizer, tmp_path / "b", base))
     checkpoint = load_model(newest(tmp_path / "b"))
     second = trainer_of(checkpoint.model, checkpoint.tokenizer, tmp_path / "b", base)
     second.resume(checkpoint)
@@ -251,10 +269,10 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
 
 
 def test_a_nan_loss_stops_with_what_to_try(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    trainer = make_trainer(tokenizer, tmp_path, replace(SETTINGS, max_steps=3))
+    trainer = make_trainer(tokenizer, tmp_path, replace(SETTINGS, steps=3))
     trainer.run()
     good = newest(tmp_path)
-    trainer.settings = replace(SETTINGS, max_steps=9)
+    trainer.settings = replace(SETTINGS, steps=9)
     with gs.no_grad():
         trainer.model.head.weight.fill_(float("nan"))
     with pytest.raises(TrainingDiverged, match="step 4.*--lr-scale") as caught:
@@ -264,7 +282,7 @@ def test_a_nan_loss_stops_with_what_to_try(tokenizer: Tokenizer, tmp_path: Path)
 
 def test_weights_that_are_not_finite_are_never_saved(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """The loss of a step is that before its update; the weights are checked before a save."""
-    trainer = make_trainer(tokenizer, tmp_path, replace(SETTINGS, max_steps=1))
+    trainer = make_trainer(tokenizer, tmp_path, replace(SETTINGS, steps=1))
 
     def spoil(info: StepInfo) -> None:
         with gs.no_grad():
@@ -288,7 +306,7 @@ def test_adaptive_weights_follow_the_errors(tokenizer: Tokenizer) -> None:
 
 def test_one_forward_pass_scores_as_decoding_does(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """An overfitted model gets some right and some wrong; both ways agree on each."""
-    trainer = make_trainer(tokenizer, tmp_path, replace(SETTINGS, max_steps=20))
+    trainer = make_trainer(tokenizer, tmp_path, replace(SETTINGS, steps=20))
     trainer.run()
     engine = Engine(trainer.model, rows=1)
     examples, decoded = [], []
@@ -338,134 +356,17 @@ def test_evaluation_counts_and_lists_failures(tokenizer: Tokenizer, tmp_path: Pa
     scores = evaluate(model, tokenizer, question_set(TASKS, 7))
     assert [s.task for s in scores] == list(TASKS)
     assert all(s.asked == 7 and s.right == 0 and len(s.failures) == 5 for s in scores)
-    mean, error = mean_score([Score("a", 50, 100), Score("b", 100, 100)])
-    assert mean == 0.75 and error == pytest.approx(0.05 / 2)
-
-
-# Checkpoints --------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def run_folder(tokenizer: Tokenizer, tmp_path: Path) -> Path:
-    make_trainer(tokenizer, tmp_path / "run", replace(SETTINGS, max_steps=2)).run()
-    return tmp_path / "run"
-
-
-def test_checkpoint_is_self_describing(run_folder: Path) -> None:
-    folder = newest(run_folder)
-    assert {p.name for p in folder.iterdir()} == {
-        "config.json", "tokenizer.json", "model.safetensors", "optimizer.safetensors",
-        "state.json", "SHA256SUMS"}
-    assert load_model(folder).model.config.n_embd == 16
-
-
-def test_only_the_newest_two_are_kept(run_folder: Path) -> None:
-    checkpoint = load_model(newest(run_folder))
-    optimizers = build_optimizers(checkpoint.model, SETTINGS)
-    for step in (5, 6, 7):
-        save(run_folder / "checkpoints", checkpoint.model, checkpoint.tokenizer, optimizers,
-             {"step": step})
-    names = [p.name for p in checkpoints_of(run_folder / "checkpoints")]
-    assert names == ["step-000006", "step-000007"]
-    assert not list((run_folder / "checkpoints").glob(".partial-*"))
-
-
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors",
-                                  "state.json", "optimizer.safetensors", "SHA256SUMS"])
-@pytest.mark.parametrize("harm", ["missing", "truncated", "garbage"])
-def test_damaged_checkpoints_are_named(run_folder: Path, name: str, harm: str) -> None:
-    path = newest(run_folder) / name
-    if harm == "missing":
-        path.unlink()
-    else:
-        whole = path.read_bytes()
-        path.write_bytes(whole[: len(whole) // 2] if harm == "truncated" else b"\x93 no")
-    with pytest.raises(CheckpointError, match=name):
-        load_model(newest(run_folder))
-
-
-def seal(folder: Path) -> None:
-    """Write the sums anew, as one would who puts files of two runs together."""
-    names = sorted(p.name for p in folder.iterdir() if p.name != "SHA256SUMS")
-    (folder / "SHA256SUMS").write_text(
-        "".join(f"{hashlib.sha256((folder / n).read_bytes()).hexdigest()}  {n}\n" for n in names))
-
-
-def test_other_formats_are_refused(run_folder: Path) -> None:
-    path = newest(run_folder) / "config.json"
-    config = json.loads(path.read_text())
-    path.write_text(json.dumps({**config, "format": 99}))
-    with pytest.raises(CheckpointError, match=r"newer gossamer \(format 99\)"):
-        load_model(newest(run_folder))
-    path.write_text(json.dumps({**config, "format": 1}))
-    with pytest.raises(CheckpointError, match="the version that wrote it"):
-        load_model(newest(run_folder))
-    config["config"]["n_embd"] = 32
-    path.write_text(json.dumps(config))
-    seal(path.parent)
-    with pytest.raises(CheckpointError, match="from one run"):
-        load_model(newest(run_folder))
-
-
-def test_the_tokenizer_of_another_run_is_refused(run_folder: Path) -> None:
-    folder = newest(run_folder)
-    Tokenizer.train(["other"], 270).save(folder / "tokenizer.json")
-    with pytest.raises(CheckpointError, match="not what was saved"):
-        load_model(folder)
-    seal(folder)
-    with pytest.raises(CheckpointError, match="tokens, the model knows 320"):
-        load_model(folder)
-
-
-def test_a_flipped_bit_in_a_weight_is_found(run_folder: Path) -> None:
-    path = newest(run_folder) / "model.safetensors"
-    content = bytearray(path.read_bytes())
-    content[-5] ^= 4
-    path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: its content is not"):
-        load_model(path.parent)
-
-
-def test_a_damaged_checkpoint_names_the_one_before(run_folder: Path) -> None:
-    checkpoint = load_model(newest(run_folder))
-    save(run_folder / "checkpoints", checkpoint.model, checkpoint.tokenizer,
-         build_optimizers(checkpoint.model, SETTINGS), {"step": 5})
-    (newest(run_folder) / "state.json").unlink()
-    with pytest.raises(CheckpointError, match="Delete .*step-000005; .* step-000002, is used"):
-        load_model(newest(run_folder))
-
-
-@pytest.mark.skipif(os.name == "nt", reason="limits of the file size are POSIX's")
-def test_a_full_disk_leaves_the_old_one(run_folder: Path) -> None:
-    """The system refuses the writes half way (RLIMIT_FSIZE), not a stand-in for it."""
-    resource = pytest.importorskip("resource")
-    checkpoint = load_model(newest(run_folder))
-    optimizers = build_optimizers(checkpoint.model, SETTINGS)
-    before = sorted(p.name for p in (run_folder / "checkpoints").iterdir())
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    refused = 0
-    try:
-        for room in (0, 100, 20_000, 60_000):
-            resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
-            try:
-                save(run_folder / "checkpoints", checkpoint.model, checkpoint.tokenizer,
-                     optimizers, {"step": 9})
-            except CheckpointError as error:
-                refused += "File too large" in str(error) and "stand" in str(error)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
-    assert refused == 4
-    assert sorted(p.name for p in (run_folder / "checkpoints").iterdir()) == before
-    assert load_model(newest(run_folder)).state["step"] == 2
+    some, all_ = Score("a", 50, 100), Score("b", 100, 100)
+    mean, error = mean_score([some, all_])
+    spread = math.hypot(some.standard_error, all_.standard_error)
+    assert mean == 0.75 and error == pytest.approx(spread / 2)
 
 
 def test_training_goes_on_when_a_save_in_between_fails(
     tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disk is full at the second and third save; somebody makes room; nothing is lost."""
-    trainer = make_trainer(tokenizer, tmp_path, replace(SETTINGS, checkpoint_seconds=2, max_steps=9,
+    trainer = make_trainer(tokenizer, tmp_path, replace(SETTINGS, checkpoint_seconds=2, steps=9,
                                                         quizzes=0))
     good, calls = room.save_file, []
 
@@ -482,36 +383,6 @@ def test_training_goes_on_when_a_save_in_between_fails(
     assert newest(tmp_path).name == "step-000009" and len(trainer.history.steps) == 9
 
 
-def test_a_failed_write_leaves_the_old_one(
-    run_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    checkpoint = load_model(newest(run_folder))
-    before = sorted(p.name for p in (run_folder / "checkpoints").iterdir())
-
-    def full(*args: object, **options: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(room, "save_file", full)
-    with pytest.raises(CheckpointError, match="No space left"):
-        save(run_folder / "checkpoints", checkpoint.model, checkpoint.tokenizer,
-             build_optimizers(checkpoint.model, SETTINGS), {"step": 9})
-    assert sorted(p.name for p in (run_folder / "checkpoints").iterdir()) == before
-
-
-def test_a_half_written_checkpoint_is_not_seen(run_folder: Path) -> None:
-    (run_folder / "checkpoints" / ".partial-1-step-000099").mkdir()
-    assert newest(run_folder).name == "step-000002"
-
-
-def test_find_run(run_folder: Path) -> None:
-    root = run_folder.parent
-    assert find_run(root, None) == find_run(root, "run") == find_run(root, str(run_folder))
-    with pytest.raises(CheckpointError, match="the runs here are: run"):
-        find_run(root, "other")
-    with pytest.raises(CheckpointError, match="gossamer speedrun"):
-        find_run(root / "nowhere", None)
-
-
 def test_the_exam_is_asked_where_a_stage_ends(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """Once, with the weights of that moment; and the run is the one without an exam."""
     plain = make_trainer(tokenizer, tmp_path / "a")
@@ -524,3 +395,36 @@ def test_the_exam_is_asked_where_a_stage_ends(tokenizer: Tokenizer, tmp_path: Pa
     assert (stage, step, seconds) == ("read", 9, 9.0) and set(rows) == set(TASKS)
     assert all(asked == 2 for _, asked in rows.values())
     assert weights(asked.model) == weights(plain.model)
+
+
+@pytest.mark.parametrize("step", [8, 9, 10])
+def test_a_stop_at_the_end_of_a_stage_loses_no_exam(
+    tokenizer: Tokenizer, tmp_path: Path, step: int
+) -> None:
+    """After its last step the clock says that the next stage has begun; resumed, it is told."""
+    questions = question_set(TASKS, 2)
+    straight = make_trainer(tokenizer, tmp_path / "a", replace(SETTINGS, seconds=31.0))
+    straight.exam = questions
+    straight.run()
+    first = make_trainer(tokenizer, tmp_path / "b", straight.settings)
+    first.exam = questions
+    stop_after(step, first)
+    checkpoint = load_model(newest(tmp_path / "b"))
+    second = trainer_of(checkpoint.model, checkpoint.tokenizer, tmp_path / "b", first.settings)
+    second.exam = questions
+    second.resume(checkpoint)
+    second.run()
+    assert second.history.exams == straight.history.exams != []
+    assert weights(second.model) == weights(straight.model)
+    assert second.history.stages == straight.history.stages
+
+
+def test_the_history_keeps_where_each_stage_ended(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    trainer = make_trainer(tokenizer, tmp_path, replace(SETTINGS, accumulate=2))
+    history = trainer.run()
+    last = len(history.steps)
+    assert list(history.stages.items()) == [
+        ("read", [9, 8.0, 9 * 2 * 2 * 128]), ("answer", [last, last - 1.0, history.tokens])]
+    before = load_model(newest(tmp_path)).state["history"]
+    del before["stages"]  # of a version that kept none
+    assert History(**before).stages == {}

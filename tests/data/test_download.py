@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import http.server
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -109,6 +111,33 @@ def test_no_server_at_all(serve) -> None:
     server.server_close()
     with pytest.raises(DataError, match="refused"):
         download.fetch(NAME)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the system lists no open files")
+@pytest.mark.parametrize("script", [("good",), ("short", "good"), ("wrong", "good"), ("wrong",)])
+def test_no_file_is_moved_or_removed_while_it_is_open(
+    serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: tuple[str, ...]
+) -> None:
+    """Windows refuses both, and has no locks of ours: the rule is applied here to what is open."""
+    def closed(action: Callable[..., object]) -> Callable[..., object]:
+        def guarded(path: Path, *more: object, **how: object) -> object:
+            for held in Path("/proc/self/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    if os.path.samefile(held, path):
+                        raise AssertionError(f"{action.__name__} {path}: it is open")
+            return action(path, *more, **how)
+        return guarded
+
+    monkeypatch.setattr(transfer, "fcntl", None)
+    for name in ("replace", "rename", "unlink"):
+        monkeypatch.setattr(Path, name, closed(getattr(Path, name)))
+    serve(*script)
+    if script[-1] == "good":
+        assert download.fetch(NAME).read_bytes() == CONTENT
+    else:
+        with pytest.raises(DataError, match="SHA-256"):
+            download.fetch(NAME)
+    assert _leftovers(tmp_path) == ["file.txt"] * (script[-1] == "good")
 
 
 def test_packed_files_are_judged_by_their_content(serve) -> None:

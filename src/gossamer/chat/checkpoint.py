@@ -9,7 +9,8 @@
         SHA256SUMS             of the others, as `sha256sum --check` reads it
 
 It is written under another name, flushed and renamed, so a reader finds all of it or nothing, also
-after the power fails; the sums find what went bad later. The two newest are kept.
+after the power fails; the sums find what went bad later. The two newest are kept. Where a step is
+saved again, the new one takes the old one's place, which is `step-000400.previous` meanwhile.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -29,6 +31,8 @@ from gossamer.chat.interrupt import command
 from gossamer.chat.tokenizer import Tokenizer
 from gossamer.core.errors import CheckpointError
 from gossamer.data import load_file, save_file
+from gossamer.data.checkpoint import PREVIOUS, exchange
+from gossamer.data.safetensors import write_atomically
 from gossamer.models.gpt import GPT, GPTConfig
 
 __all__ = ["Checkpoint", "checkpoints_of", "find_checkpoint", "find_run", "latest", "load_model",
@@ -37,6 +41,7 @@ __all__ = ["Checkpoint", "checkpoints_of", "find_checkpoint", "find_run", "lates
 FORMAT = 2  # 1 had no SHA256SUMS
 KEPT = 2
 _SHOWN = 300  # characters of what went wrong
+_NAME = re.compile(rf"step-(\d+)(?:{re.escape(PREVIOUS)})?")
 _SUMS = "SHA256SUMS"
 _RNG = "rng_state"  # key of the default generator's state among the optimizer's tensors
 
@@ -116,7 +121,7 @@ def save(
 def _write(
     final: Path, model: GPT, tokenizer: Tokenizer, optimizers: Optimizers, state: dict[str, Any]
 ) -> None:
-    """Write a checkpoint under another name, flush and rename it."""
+    """Write a checkpoint under another name and rename it."""
     folder = final.parent
     partial = folder / f".partial-{os.getpid()}-{final.name}"
     try:
@@ -133,15 +138,9 @@ def _write(
         save_file(tensors, str(partial / "optimizer.safetensors"))
         _write_text(partial / _SUMS, "".join(
             f"{_sha256(path)}  {path.name}\n" for path in sorted(partial.iterdir())))
-        for path in partial.iterdir():
-            _flush(path)
-        if final.exists():  # the same step again: the new one replaces it
-            final.rename(partial.with_suffix(".old"))
-        partial.rename(final)
-        _flush(folder)
+        exchange(partial, final)
     finally:
         shutil.rmtree(partial, ignore_errors=True)  # by now renamed, or of no use
-        shutil.rmtree(partial.with_suffix(".old"), ignore_errors=True)
 
 
 def _reason(error: Exception) -> BaseException:
@@ -250,7 +249,7 @@ def _sha256(path: Path) -> str:
 
 def _other_way(folder: Path) -> str:
     """What to do when this checkpoint cannot be used."""
-    others = [p for p in checkpoints_of(folder.parent) if p.name < folder.name]
+    others = [p for p in checkpoints_of(folder.parent) if _step(p) < _step(folder)]
     if others:
         return f"Delete {folder}; then the one before it, {others[-1].name}, is used."
     return "There is no other checkpoint of this run: train anew."
@@ -258,7 +257,17 @@ def _other_way(folder: Path) -> str:
 
 def checkpoints_of(folder: Path) -> list[Path]:
     """The complete checkpoints in a run's `checkpoints` folder, oldest first."""
-    return sorted(p for p in folder.glob("step-*") if p.is_dir())
+    found = dict[int, Path]()
+    for path in sorted(folder.glob("step-*")):  # "step-1" is before "step-1.previous"
+        if path.is_dir() and (step := _step(path)) >= 0:
+            found.setdefault(step, path)
+    return [found[step] for step in sorted(found)]
+
+
+def _step(folder: Path) -> int:
+    """The step in a checkpoint's name; -1 for another name."""
+    name = _NAME.fullmatch(folder.name)
+    return int(name[1]) if name else -1
 
 
 def latest(run: Path) -> Path | None:
@@ -342,18 +351,8 @@ def _join_state(
 
 
 def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
-
-
-def _flush(path: Path) -> None:
-    """Force a file or folder to disk; Windows cannot open folders, and need not."""
-    if path.is_dir() and os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with write_atomically(path) as file:
+        file.write(text.encode())
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -139,7 +139,8 @@ class Reader:
 
     def _cut(self, number: int, group: Sequence[Span]) -> list[_Text]:
         """The texts with what fits the context before their ends. All lose as much as the longest
-        must, so that they still begin alike; none loses what is to be foretold."""
+        must, so that they still begin alike; none loses what is to be foretold but one of which
+        that alone is longer than the context: of it the end is kept."""
         ends = [span.end or len(span.ids) for span in group]
         most = max(0, max(ends, default=0) - self.context)
         texts = []

@@ -15,6 +15,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rich.console import Console
@@ -22,7 +23,7 @@ from rich.table import Table as RichTable
 
 from gossamer.chat.card import Table
 from gossamer.chat.checkpoint import find_run
-from gossamer.chat.evaluate import Score, mean_score
+from gossamer.chat.evaluate import Score
 from gossamer.core.errors import CheckpointError
 from gossamer.data.safetensors import write_atomically
 
@@ -142,13 +143,14 @@ def _holm(chances: Sequence[float]) -> list[bool]:
 
 def comparison_table(first: Sequence[Score], second: Sequence[Score], names: tuple[str, str]
                      ) -> Table:
-    """Both runs side by side with a verdict a row, and on the mean."""
-    rows = [_row(d.task, d.first, d.second, d.error, d.significant)
-            for d in compare_scores(first, second)]
-    (a, e), (b, f) = mean_score(first), mean_score(second)
-    error = math.hypot(e, f)
-    differs = error > 0 and math.erfc(abs(a - b) / error / math.sqrt(2)) < LEVEL
-    rows.append(_row("**mean**", a, b, error, differs))
+    """Both runs side by side with a verdict a row, and on the mean of what both were asked."""
+    found = compare_scores(first, second)
+    rows = [_row(d.task, d.first, d.second, d.error, d.significant) for d in found]
+    if found:
+        a, b = fmean(d.first for d in found), fmean(d.second for d in found)
+        error = math.hypot(*(d.error for d in found)) / len(found)
+        differs = error > 0 and math.erfc(abs(a - b) / error / math.sqrt(2)) < LEVEL
+        rows.append(_row("**mean**", a, b, error, differs))
     return Table(("task", *names, "difference", "verdict"), tuple(rows))
 
 

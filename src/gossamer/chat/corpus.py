@@ -243,12 +243,16 @@ class Corpus:
         return found
 
     def sample(self, most_bytes: int) -> list[str]:
-        """Texts that are not held out, from blocks in random order, for a tokenizer to learn."""
+        """Texts that are not held out, from blocks in random order, for a tokenizer to learn: each
+        at most once, until there are so many bytes of them."""
         texts, size = list[str](), 0
         again = Corpus(self.shards, self.seed + 1)
-        while size < most_bytes and again.epoch == 0:
-            texts.append(text_of(again.next()))
-            size += len(texts[-1])
+        while size < most_bytes:
+            text = text_of(again.next())
+            if again.epoch:
+                break
+            texts.append(text)
+            size += len(text.encode())
         return texts
 
     def _in_order(self) -> Iterator[Document]:

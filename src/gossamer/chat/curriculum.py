@@ -1,9 +1,11 @@
 """What the model reads: stories first, then questions, most of what it gets wrong. Layer 7.
 
-Two stages share one stream format. "read" is pretraining: stories and solved questions with every
-token supervised. "answer" supervises the replies only. A third, "practice", has no examples: there
-the model's own replies are judged (`practice.py`). Between them and later a short quiz on training
-questions sets the tasks' weights: a task that is answered well is asked less often.
+Two stages share one stream format. "read" is pretraining, with every token supervised: tales,
+people's prose where it is asked for, solved questions and dialogues. "answer" has the questions,
+several in a chat, and the dialogues, and supervises the replies only. A person's own documents, if
+there are any, are read besides in both. A third, "practice", has no examples: there the model's own
+replies are judged (`practice.py`). Between them and later a short quiz on training questions sets
+the tasks' weights: a task that is answered well is asked less often.
 
 Source: weights by loss are the idea of Graves et al. 2017 ("Automated Curriculum Learning").
 """

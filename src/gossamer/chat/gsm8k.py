@@ -1,8 +1,8 @@
-"""Word problems of grade school in GSM8K's format, as conversations with a calculator. Layer 7.
+"""Word problems of grade school in GSM8K's format, as exercises with a calculator. Layer 7.
 
-An answer there is a few lines of working, with `<<48/2=24>>` where a calculator was asked, and the
-result after `####`. Each call becomes the pieces that our models write: the expression, the output
-that they are handed. A reply is right if the number after its `####` is the number of the answer.
+An answer there is a few lines of working and the result after `####`; how it becomes a conversation
+to learn from is told in `document.py`. A reply is right if the number after its `####` is the
+number of the answer.
 
 Source: Cobbe et al. 2021, "Training Verifiers to Solve Math Word Problems".
 """
@@ -14,40 +14,14 @@ from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
+from gossamer.chat.document import is_problem
 from gossamer.chat.exercises import Exercise
-from gossamer.chat.message import Content, Message, Piece, joined, words_of
+from gossamer.chat.message import Content, words_of
 from gossamer.chat.rows import Row, wrong_row
 
-__all__ = ["conversation", "final_number", "is_problem", "pieces_of_answer", "problems"]
+__all__ = ["final_number", "is_problem", "problems"]
 
-_CALL = re.compile(r"<<([^<>=]*)=([^<>]*)>>")
 _FINAL = re.compile(r"####\s*\$?\s*(-?[0-9][0-9,]*(?:\.[0-9]+)?|-?\.[0-9]+)")
-
-
-def is_problem(row: Row) -> bool:
-    """Whether a row of JSON lines has this format."""
-    return (isinstance(row.get("question"), str) and isinstance(row.get("answer"), str)
-            and "####" in row["answer"])
-
-
-def pieces_of_answer(answer: str) -> Content:
-    """An answer's working with its calls as pieces.
-
-    >>> pieces_of_answer("It is 48/2 = <<48/2=24>>24.")
-    (('text', 'It is 48/2 = '), ('call', '48/2'), ('output', '24'), ('text', '24.'))
-    """
-    pieces = list[Piece]()
-    end = 0
-    for call in _CALL.finditer(answer):
-        pieces += [("text", answer[end : call.start()]), ("call", call[1]), ("output", call[2])]
-        end = call.end()
-    return joined(piece for piece in [*pieces, ("text", answer[end:])] if piece[1])
-
-
-def conversation(row: Row) -> list[Message]:
-    """A problem and its answer as two turns, to learn from."""
-    return [{"role": "user", "content": row["question"]},
-            {"role": "assistant", "content": pieces_of_answer(row["answer"])}]
 
 
 def final_number(text: str) -> Fraction | None:

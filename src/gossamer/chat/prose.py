@@ -17,11 +17,12 @@ from functools import cache
 from inspect import cleandoc
 from pathlib import Path
 
+from gossamer.chat.document import LONGEST
+
 __all__ = ["Prose", "read_prose"]
 
 _TOPICS = "pydoc_data/topics.py"
 _SHORTEST = 200  # characters of a docstring that is prose rather than a caption
-_LONGEST = 4096  # characters of a document, as of a person's own text
 _NAMED = 3  # files that could not be read and are named; of more the number is told
 _LEFT_OUT = frozenset(("test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages",
                        "__pycache__", "turtledemo"))
@@ -116,7 +117,7 @@ def _pieces(text: str) -> Iterator[str]:
     """A long text cut at blank lines into documents."""
     held = ""
     for paragraph in text.split("\n\n"):
-        if held and len(held) + len(paragraph) > _LONGEST:
+        if held and len(held) + len(paragraph) > LONGEST:
             yield held
             held = ""
         held = f"{held}\n\n{paragraph}" if held else paragraph

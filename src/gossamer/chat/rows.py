@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from gossamer.chat.document import mended
 from gossamer.core.errors import DataError
 
 __all__ = ["Row", "read_rows", "wrong_row"]
@@ -41,7 +42,7 @@ def read_rows(path: Path) -> list[Row]:
 
 def _row(path: Path, number: int, line: str) -> Row:
     try:
-        value = json.loads(line)
+        value = _mended(json.loads(line))
     except (ValueError, RecursionError) as error:
         reason = getattr(error, "msg", "it is nested too deep")
         raise DataError(f"--data {path}: line {number} is no JSON ({reason}); each line must be "
@@ -49,6 +50,17 @@ def _row(path: Path, number: int, line: str) -> Row:
     if not isinstance(value, dict):
         raise DataError(f"--data {path}: line {number} is a {type(value).__name__}; each line must "
                         "be one JSON object. Repair or delete it.")
+    return value
+
+
+def _mended(value: Any) -> Any:
+    """A value of JSON whose texts are all such as UTF-8 can hold."""
+    if isinstance(value, str):
+        return mended(value)
+    if isinstance(value, list):
+        return [_mended(item) for item in value]
+    if isinstance(value, dict):
+        return {mended(name): _mended(item) for name, item in value.items()}
     return value
 
 

@@ -59,9 +59,10 @@ class Table:
                 return
 
     def bounds(self) -> Iterator[tuple[int, int]]:
-        """First row and last row + 1 of each group."""
+        """First row and last row + 1 of each group that has rows."""
         for end, rows in zip(accumulate(self.groups), self.groups, strict=True):
-            yield end - rows, end
+            if rows:
+                yield end - rows, end
 
 
 def open_parquet(path: Path) -> Table:

@@ -11,7 +11,6 @@ only where the word ends there (so `'scatter'` is not `'s` + `catter`).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +22,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Sequence as Chain, Split
 from tokenizers.trainers import BpeTrainer
 
+from gossamer.chat.document import mended
 from gossamer.chat.message import Content, Message, pieces_of
 from gossamer.core.errors import CheckpointError
 
@@ -35,7 +35,6 @@ SPECIALS = (
     "<|bos|>", "<|user_start|>", "<|user_end|>", "<|assistant_start|>", "<|assistant_end|>",
     "<|python_start|>", "<|python_end|>", "<|output_start|>", "<|output_end|>",
 )
-_HALF_PAIR = re.compile("[\ud800-\udfff]")
 _SMALLEST_VOCABULARY = 256 + len(SPECIALS)
 
 
@@ -134,7 +133,7 @@ class Tokenizer:
             initial_alphabet=sorted(ByteLevel.alphabet()),
             show_progress=False,
         )
-        backend.train_from_iterator(texts, trainer)
+        backend.train_from_iterator(map(mended, texts), trainer)
         return cls(backend)
 
     @classmethod
@@ -172,8 +171,7 @@ class Tokenizer:
 
         Half a surrogate pair (what Python makes of bytes that are no text) is read as U+FFFD.
         """
-        text = _HALF_PAIR.sub("\ufffd", text)
-        return self._backend.encode(text, add_special_tokens=False).ids
+        return self._backend.encode(mended(text), add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; special tokens show as their names, broken UTF-8 as U+FFFD."""

@@ -71,7 +71,6 @@ class TrainSettings:
             optimizers' states are float32 either way.
         quizzes: how often in the run the tasks' weights are set anew.
         lr_scale: factor on every learning rate.
-        max_steps: stop after so many steps (tests); 0 = by the clock alone.
         seed: of weights and data.
     """
 
@@ -92,7 +91,6 @@ class TrainSettings:
     dtype: str = "float32"
     quizzes: int = 10
     lr_scale: float = 1.0
-    max_steps: int = 0
     seed: int = 0
 
 
@@ -114,6 +112,8 @@ class History:
         tokens: tokens trained on.
         practice: [step, seconds, pass@1, pass@k] per step of practice.
         exams: [stage, step, seconds, {task: [right, asked]}] at the end of each stage but the last.
+        stages: {stage: [step, seconds, tokens]} as they were after the last step in each stage, in
+            the order of the stages; nothing of what was read by a version that kept no stages.
         split: examples longer than a row, cut in pieces.
         padding: positions that held no example.
     """
@@ -122,6 +122,7 @@ class History:
     quizzes: list[list[Any]] = field(default_factory=list)
     practice: list[list[float]] = field(default_factory=list)
     exams: list[list[Any]] = field(default_factory=list)
+    stages: dict[str, list[float]] = field(default_factory=dict)
     tokens: int = 0
     split: int = 0
     padding: int = 0
@@ -199,7 +200,9 @@ class Trainer:
         """
         watch = Stopwatch(self.seconds_before, self._clock)
         packer = self._make_packer()
-        stage = self.curriculum.stage_at(self._progress(watch))
+        # The stage of the last step, so that one which a stop cut off still ends with its exam.
+        stage = next(reversed(self.history.stages), None) or self.curriculum.stage_at(
+            self._progress(watch))
         if stage != "practice":
             packer.make = self.curriculum.maker(stage)
         last_save = watch.seconds()
@@ -320,6 +323,7 @@ class Trainer:
         seconds = watch.seconds()
         self.history.steps.append([self.step, round(seconds, 3), loss])
         self.history.tokens += tokens
+        self.history.stages[stage] = [self.step, round(seconds, 3), self.history.tokens]
         self._recent.append((seconds, tokens))
         self.display.step(self._info(seconds, stage))
 
@@ -349,8 +353,6 @@ class Trainer:
 
     def _time_left(self, watch: Stopwatch) -> bool:
         """Whether one more step, at the pace of the last ones, ends within the budget."""
-        if self.settings.max_steps and self.step >= self.settings.max_steps:
-            return False
         if self.settings.steps:
             return self.step < self.settings.steps
         return watch.seconds() + self._pace() < self.settings.seconds

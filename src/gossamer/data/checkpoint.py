@@ -29,7 +29,7 @@ __all__ = ["TrainingState", "load_checkpoint", "pack", "save_checkpoint", "unpac
 
 FORMAT = 2  # 1 had no digest of state.json itself
 _STATE = "state.json"
-_PREVIOUS = ".previous"  # suffix of the folder that is being replaced
+PREVIOUS = ".previous"  # suffix of the folder that is being replaced
 
 
 @dataclass(frozen=True)
@@ -142,10 +142,10 @@ def save_checkpoint(folder: Any, *, step: int = 0, extra: Mapping[str, Any] | No
         raise CheckpointError(f"save_checkpoint: extra is not JSON ({error}). Use numbers, "
                               "strings, lists and dicts.") from None
     target.parent.mkdir(parents=True, exist_ok=True)
-    _recover(target)
     building = None
     try:
         building = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        os.chmod(building, 0o755)  # `mkdtemp` makes it its owner's alone
         files = {}
         for name, named in tensors.items():
             if named:
@@ -157,7 +157,7 @@ def save_checkpoint(folder: Any, *, step: int = 0, extra: Mapping[str, Any] | No
         state["digest"] = _state_digest(state)
         with write_atomically(building / _STATE) as file:
             file.write(json.dumps(state).encode())
-        _exchange(building, target)
+        exchange(building, target)
         building = None
     except OSError as error:
         raise CheckpointError(f"save_checkpoint {target}: {error}; nothing was replaced. Check the "
@@ -167,10 +167,13 @@ def save_checkpoint(folder: Any, *, step: int = 0, extra: Mapping[str, Any] | No
             shutil.rmtree(building, ignore_errors=True)
 
 
-def _exchange(new: Path, target: Path) -> None:
-    """Put `new` in the place of `target`; a crash in between leaves the old one beside it."""
-    os.chmod(new, 0o755)
-    previous = target.with_name(target.name + _PREVIOUS)
+def exchange(new: Path, target: Path) -> None:
+    """Put the folder `new` in the place of `target`, if there is one.
+
+    A crash in between leaves the old one beside it, as `target` + PREVIOUS.
+    """
+    recover(target)
+    previous = target.with_name(target.name + PREVIOUS)
     if target.exists():
         os.rename(target, previous)
     os.rename(new, target)
@@ -178,9 +181,9 @@ def _exchange(new: Path, target: Path) -> None:
     shutil.rmtree(previous, ignore_errors=True)
 
 
-def _recover(target: Path) -> None:
+def recover(target: Path) -> None:
     """Finish an exchange that a crash cut short."""
-    previous = target.with_name(target.name + _PREVIOUS)
+    previous = target.with_name(target.name + PREVIOUS)
     if previous.exists():
         if target.exists():
             shutil.rmtree(previous, ignore_errors=True)
@@ -204,7 +207,7 @@ def load_checkpoint(folder: Any, **parts: Any) -> TrainingState:
             are verified before any part is changed.
     """
     target = Path(folder)
-    _recover(target)
+    recover(target)
     state = _read_state(target)
     missing = sorted(set(parts) - set(state["parts"]))
     if missing:

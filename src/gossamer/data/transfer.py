@@ -104,34 +104,46 @@ class Transfer:
         """
         try:
             self.near.parent.mkdir(parents=True, exist_ok=True)
-            with _held(_part_of(self.near)) as file:
+            part = _part_of(self.near)
+            with _held(part):
                 if not self.is_here():
-                    self._collect(file)
+                    self._collect(part)
         except OSError as error:
             raise unwritable(self.near.parent, error) from None
 
-    def _collect(self, file: BinaryIO) -> None:
-        part, tries = Path(file.name), 0
+    def _collect(self, part: Path) -> None:
+        tries = 0
         try:
             while True:
-                before = file.seek(0, os.SEEK_END)
+                before = _size(part)
                 try:
-                    self._attempt(file, before)
+                    self._attempt(part, before)
                     break
                 except _Again as failure:
                     if failure.restart:
-                        file.truncate(0)
-                    tries = 1 if file.seek(0, os.SEEK_END) > before else tries + 1
+                        os.truncate(part, 0)
+                    tries = 1 if _size(part) > before else tries + 1
                     if tries >= ATTEMPTS:
                         raise TransferError(str(failure)) from None
                     time.sleep(failure.pause or _pause(tries))
         finally:
-            if not part.is_file() or file.seek(0, os.SEEK_END) < WORTH_KEEPING:
+            if _size(part) < WORTH_KEEPING:
                 part.unlink(missing_ok=True)
                 _tag_of(part).unlink(missing_ok=True)
 
-    def _attempt(self, file: BinaryIO, have: int) -> None:
-        """Ask for what is missing, write it, and hand the whole over."""
+    def _attempt(self, part: Path, have: int) -> None:
+        """Ask for what is missing, write it, and hand the whole over.
+
+        The file is closed by then: Windows moves none that is open.
+        """
+        with part.open("ab") as file:
+            headers = self._fill(file, have)
+            os.fsync(file.fileno())
+        if (complaint := self.accept(part, headers)) is not None:
+            raise _Again(complaint, restart=True)
+
+    def _fill(self, file: BinaryIO, have: int) -> Headers:
+        """Ask for what is missing and write it; the first answer's headers."""
         part = Path(file.name)
         tag = _tag_of(part)
         validator = tag.read_text(encoding="latin-1") if have and tag.is_file() else ""
@@ -148,10 +160,7 @@ class Transfer:
             have = self._receive(answer, file, have, total)
         if total is not None and have != total:
             raise _Again(f"the connection ended after {have:,} of {total:,} bytes")
-        os.fsync(file.fileno())
-        if (complaint := self.accept(part, answer.first)) is not None:
-            raise _Again(complaint, restart=True)
-
+        return answer.first
 
     def _receive(self, answer: _Answer, file: BinaryIO, have: int, total: int | None) -> int:
         """Write what comes; how much there is at the end."""
@@ -342,19 +351,25 @@ def _tag_of(part: Path) -> Path:
 
 
 @contextmanager
-def _held(part: Path) -> Iterator[BinaryIO]:
-    """The open part file, ours alone; waits while another process has it."""
+def _held(part: Path) -> Iterator[None]:
+    """While the part file is ours alone; waits while another process has it."""
+    if fcntl is None:  # it is ours by its name
+        yield
+        return
     while True:
-        file = part.open("a+b")
-        if fcntl is None:
-            break
+        file = part.open("ab")
         with suppress(OSError):  # a file system without locks
             fcntl.flock(file, fcntl.LOCK_EX)
         if part.exists() and os.path.samestat(os.fstat(file.fileno()), part.stat()):
             break
         file.close()  # while we waited it was renamed or removed
     with file:
-        yield file
+        yield
+
+
+def _size(part: Path) -> int:
+    """Bytes that have come; 0 where the file is gone."""
+    return part.stat().st_size if part.is_file() else 0
 
 
 def _put(file: BinaryIO, block: bytes) -> None:
