@@ -219,7 +219,7 @@ def trainer(peer: str, minutes: float, options: argparse.Namespace, folder: Path
     model = gpt.GPT(dial.config(tokenizer.vocab_size))
     base = TrainSettings(seconds=60.0 * minutes, seed=options.seed, borders=options.borders,
                          checkpoint_seconds=1e9)
-    curriculum = Curriculum(TASKS, tokenizer, {"minutes": f"{minutes:g}",
+    curriculum = Curriculum(TASKS, tokenizer, {"training": f"{minutes:g} minutes",
                                                "parameters": f"{model.count_parameters():,}"})
     settings = dial.settings(base, model.config)
     quiet = Display(Console(quiet=True))

@@ -16,7 +16,7 @@ from gossamer.chat.tasks import TASKS
 from gossamer.chat.tokenizer import Tokenizer
 from gossamer.chat.track import HOUR, SHORT
 
-OURS = {"name": "Spider", "minutes": "77", "parameters": "1,234,567", "layers": "13"}
+OURS = {"name": "Spider", "training": "77 minutes", "parameters": "1,234,567", "layers": "13"}
 
 
 def conversations(count: int = 1500) -> list[list[Message]]:
@@ -37,7 +37,7 @@ def test_turns_alternate_and_say_something() -> None:
 def test_it_knows_itself_by_the_runs_own_figures() -> None:
     said = " ".join(words_of(turn["content"]) for talk in conversations() for turn in talk)
     assert all(value in said for value in OURS.values())
-    assert not any(value in said for value in (FACTS["parameters"], FACTS["minutes"] + " minutes"))
+    assert not any(value in said for value in (FACTS["parameters"], FACTS["training"]))
     rng = Random(1)  # nothing known: still whole sentences
     assert all(draw_dialogue(rng, {}) for _ in range(200))
 

@@ -37,15 +37,18 @@ def test_bits_of_a_model_that_knows_nothing() -> None:
     model = made()
     with gs.no_grad():
         gs.nn.init.zeros_(model.head.weight)
-    tokens = size = 0
+    tokens, sizes = list[int](), list[int]()
     for questions in question_set(TASKS, 12).values():
         for question in questions:
             ids, mask = TOKENIZER.render(to_conversation(question))
             said = [i for i, counted in zip(ids[:257], mask, strict=False) if counted]
-            tokens += len(said)
-            size += sum(int(TOKENIZER.bytes_per_token[i]) for i in said)
-    right = tokens * math.log2(TOKENIZER.vocab_size) / size
-    assert reply_bits(model, TOKENIZER) == pytest.approx(right, rel=1e-5)
+            tokens.append(len(said))
+            sizes.append(sum(int(TOKENIZER.bytes_per_token[i]) for i in said))
+    each = math.log2(TOKENIZER.vocab_size)
+    found = reply_bits(model, TOKENIZER)
+    assert found.value == pytest.approx(sum(tokens) * each / sum(sizes), rel=1e-5)
+    off = [t * each - found.value * s for t, s in zip(tokens, sizes, strict=True)]
+    assert found.error == pytest.approx(math.hypot(*off) / sum(sizes), rel=1e-4)
 
 
 def test_fewer_bits_change_the_scores_a_little() -> None:

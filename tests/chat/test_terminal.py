@@ -371,9 +371,11 @@ def test_speedrun_from_nothing_to_a_report(tmp_path: Path) -> None:
     )
     assert resumed == folder  # nothing was left to train: tested and reported again
     with pytest.raises(ValueError, match="--resume with --minutes"):
-        speedrun(SpeedrunOptions(minutes=1.0, root=tmp_path), resume="speedrun", chat=False)
+        speedrun(SpeedrunOptions(minutes=1.0, root=tmp_path), resume="speedrun",
+                 given={"minutes"}, chat=False)
     quiet = Console(file=io.StringIO())
-    speedrun(SpeedrunOptions(clip=1.0, root=tmp_path), resume="", chat=False, console=quiet)
+    speedrun(SpeedrunOptions(clip=1.0, root=tmp_path), resume="", given={"clip"}, chat=False,
+             console=quiet)
     assert json.loads((folder / "run.json").read_text())["options"]["clip"] == 1.0
     with pytest.raises(FileExistsError, match="--resume .*speedrun"):
         speedrun(SpeedrunOptions(name="speedrun", root=tmp_path), chat=False)

@@ -12,7 +12,8 @@ from enum import StrEnum
 import numpy as np
 
 import gossamer as gs
-from gossamer.chat.evaluate import question_set, to_conversation
+from gossamer.chat.evaluate import Figure, question_set, to_conversation
+from gossamer.chat.spread import ratio_error
 from gossamer.chat.tasks import TASKS
 from gossamer.chat.tokenizer import Tokenizer
 from gossamer.models.gpt import GPT
@@ -50,13 +51,15 @@ def lighten(model: GPT, weights: Weights) -> GPT:
     return model
 
 
-def reply_bits(model: GPT, tokenizer: Tokenizer) -> float:
+def reply_bits(model: GPT, tokenizer: Tokenizer) -> Figure:
     """Bits per byte of the right replies to held-out questions of the tasks.
+
+    Its standard error takes a reply as one draw.
 
     Cost: a forward pass over some hundred short conversations.
     """
     asked = question_set(TASKS, _QUESTIONS)
-    bits = size = 0.0
+    bits, size = list[float](), list[float]()
     for questions in asked.values():
         ids = np.full((_QUESTIONS, model.config.sequence_len + 1), tokenizer.bos, np.int64)
         counted = np.zeros(ids.shape, np.bool_)
@@ -68,6 +71,7 @@ def reply_bits(model: GPT, tokenizer: Tokenizer) -> float:
             logits = model(gs.tensor(ids[:, :-1]))
             nats = F.cross_entropy(logits.reshape(-1, logits.shape[-1]),
                                    gs.tensor(ids[:, 1:].reshape(-1)), reduction="none").numpy()
-        bits += float(nats[counted[:, 1:].reshape(-1)].sum()) / math.log(2)
-        size += int(tokenizer.bytes_per_token[ids[:, 1:]][counted[:, 1:]].sum())
-    return bits / size
+        said = counted[:, 1:]
+        bits += ((nats.reshape(said.shape) * said).sum(axis=1) / math.log(2)).tolist()
+        size += (tokenizer.bytes_per_token[ids[:, 1:]] * said).sum(axis=1).tolist()
+    return Figure("bits per byte", math.fsum(bits) / math.fsum(size), ratio_error(bits, size))

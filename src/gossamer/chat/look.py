@@ -1,4 +1,4 @@
-"""What a model is given to learn, made visible: documents, questions, loss masks. Layer 7."""
+"""What a model is given to learn, made visible: questions, tales, prose, masks. Layer 7."""
 
 from __future__ import annotations
 
@@ -11,20 +11,41 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from gossamer.chat.corpus import Corpus, Shard, find_shards, is_measured
+from gossamer.chat.dialogues import draw_dialogue
 from gossamer.chat.document import LONGEST, Document, text_of
 from gossamer.chat.evaluate import to_conversation
-from gossamer.chat.message import pieces_of, shown
+from gossamer.chat.lexicon import SMALL
+from gossamer.chat.message import pieces_of, shown, words_of
+from gossamer.chat.narrative import Tale, draw_tale
+from gossamer.chat.progress import say
+from gossamer.chat.prose import read_prose
 from gossamer.chat.task import sample
 from gossamer.chat.tasks import TASKS
 from gossamer.chat.terminal import visible
 from gossamer.chat.tokenizer import Tokenizer
 
-__all__ = ["show_data", "show_mask", "show_tasks", "show_tokens"]
+__all__ = ["show_data", "show_made", "show_mask", "show_tasks",
+           "show_tokens"]
 
 _SHARDS_SHOWN = 20
 _PREVIEW = 160  # characters of a document
 _STYLES = ("bold green", "dim")  # supervised, not supervised
 _SUPERVISED, _GIVEN = "▔", " "  # under the tokens, where there is no colour
+
+
+def show_made(console: Console, seed: int) -> None:
+    """All that a run without data of one's own can learn from, a piece of each kind.
+
+    Cost: 6 s, the prose is read.
+    """
+    rng = Random(seed)
+    show_tasks(console, seed)
+    _show_tale(console, draw_tale(rng, SMALL))
+    talk = draw_dialogue(rng, {}, tale_share=0.0)
+    say(console, "\na dialogue:")
+    for turn in talk:
+        say(console, f"  {turn['role']}: {words_of(turn['content'])}")
+    say(console, f"\nprose, with `speedrun --prose`: {read_prose().text()}")
 
 
 def show_tasks(console: Console, seed: int) -> None:
@@ -36,6 +57,17 @@ def show_tasks(console: Console, seed: int) -> None:
         reply = "".join(map(shown, pieces_of(question.answer)))
         table.add_row(name, str(sum(map(len, task.ask.values()))), Text(question.text),
                       Text(reply))
+    console.print(table)
+
+
+def _show_tale(console: Console, tale: Tale) -> None:
+    """A tale, and the state of its world after each sentence, from which questions are answered."""
+    table = Table("a tale", "who is where", "who has what",
+                  title=f"a tale of the plot {tale.plot!r}, {tale.bits:.0f} bits, and its trace")
+    for moment in tale.trace:
+        where = (f"{who}: {place}" for who, place in moment.place.items())
+        has = (f"{holder}: {what}" for what, holder in moment.holder.items())
+        table.add_row(Text(moment.sentence), Text(", ".join(where)), Text(", ".join(has)))
     console.print(table)
 
 

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
+from statistics import fmean
 from types import ModuleType
 from typing import Any
 
@@ -37,7 +38,7 @@ from gossamer.chat.exercises import Drawing
 from gossamer.chat.progress import clock_text
 from gossamer.chat.speed import Decoding
 from gossamer.chat.spread import share_error
-from gossamer.chat.storytelling import StoryRecord
+from gossamer.chat.storytelling import MIN_P, StoryRecord
 from gossamer.chat.tasks import TASKS
 from gossamer.chat.train import History
 from gossamer.core.errors import CheckpointError
@@ -186,8 +187,8 @@ def _stories(told: StoryRecord | None) -> list[Block]:
     if told is None:
         return []
     rows = tuple((f.name, f"{f.value:.3f} ± {f.error:.3f}") for f in told.figures)
-    blocks: list[Block] = [Heading("Stories that it tells"),
-                           Table(("", f"of {told.stories} sampled ones"), rows)]
+    drawn = f"of {told.stories} drawn at temperature 1, min-p {MIN_P}"
+    blocks: list[Block] = [Heading("Stories that it tells"), Table(("", drawn), rows)]
     if told.flaws:
         lines = tuple(map(_failure, told.failures))
         blocks += [Paragraph("What is wrong with them, the commonest first, an example each:"),
@@ -237,10 +238,30 @@ def _practice(history: History, attempted: int) -> list[Block]:
     one, many = ([_share_of([row[i] for row in part], attempted)
                   for part in (history.practice[:tenth], history.practice[-tenth:])]
                  for i in (2, 3))
-    return [Paragraph(
+    return [Heading("Practice"), Paragraph(
         f"Practice: {len(history.practice)} steps; replies drawn at temperature 1 were right "
         f"{one[0]} of the time at first and {one[1]} at last (any of a group: {many[0]} and "
-        f"{many[1]}).")]
+        f"{many[1]})."), *_attempted(history)]
+
+
+def _attempted(history: History) -> list[Block]:
+    """pass@1 and pass@k on held-out questions, before practice and after it."""
+    found = {stage == "practice": row for stage, _, row in history.attempts}  # the last of each
+    before, after = found.get(False, {}), found.get(True, {})
+    tasks = [task for task in before if task in after]
+    if not tasks:
+        return []
+    pairs = [[pair for two in zip(before[task], after[task], strict=True) for pair in two]
+             for task in tasks]
+    rows = [(task, *(f"{value:.3f} ± {error:.3f}" for _, value, error in row))
+            for task, row in zip(tasks, pairs, strict=True)]
+    means = [(fmean(cell[1] for cell in column),
+              math.hypot(*(cell[2] for cell in column)) / len(column))
+             for column in zip(*pairs, strict=True)]
+    rows.append(("**mean**", *(f"**{value:.3f} ± {error:.3f}**" for value, error in means)))
+    names = (f"{cell[0]} {'after' if i % 2 else 'before'}" for i, cell in enumerate(pairs[0]))
+    return [Paragraph("Held-out questions, replies drawn at temperature 1:"),
+            Table(("task", *names), tuple(rows))]
 
 
 def _share_of(shares: Sequence[float], attempted: int) -> str:

@@ -11,7 +11,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import count, islice
 from pathlib import Path
@@ -59,6 +59,8 @@ from gossamer.models.gpt import GPT
 
 __all__ = ["SpeedrunOptions", "plan", "speedrun"]
 
+# What may change where a run goes on.
+_MAY_CHANGE = frozenset(("lr_scale", "clip", "save_every"))
 _RESERVE_SHARE = 0.06  # of the minutes for evaluation and report ...
 _RESERVE_SECONDS = (3.0, 30.0)  # ... within these bounds
 # What a run had whose `run.json` does not say: such a run goes on as it began.
@@ -147,14 +149,17 @@ def plan(options: SpeedrunOptions) -> tuple[SpeedrunOptions, Dial]:
 
 
 def speedrun(
-    options: SpeedrunOptions, *, resume: str | None = None, chat: bool = True,
-    console: Console | None = None, clock: Callable[[], float] = time.monotonic,
+    options: SpeedrunOptions, *, resume: str | None = None, given: Collection[str] = (),
+    chat: bool = True, console: Console | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Path:
     """Train, test and report a chat model; then talk to it, if a person sits at a terminal.
 
     Args:
-        options: of a new run; a resumed run keeps its own, except `root`.
+        options: of a new run; a resumed run keeps its own, except `root` and what is `given`.
         resume: name of an interrupted run, "" = the most recent one; None = a new run.
+        given: names of the options that a resumed run is to take over, whatever their values; of
+            other options than `lr_scale`, `clip` and `save_every` it refuses them.
         chat: whether to drop into the chat at the end.
         console: where to print.
         clock: a monotonic clock; tests pass their own.
@@ -165,6 +170,7 @@ def speedrun(
     Raises:
         CheckpointError: nothing to resume, a damaged checkpoint, a run that another process has
             in hand, or a folder that cannot be written.
+        ValueError: options that cannot be, or that a resumed run cannot change.
         Interrupted: told to stop; the message says what was kept and how to go on.
         TrainingDiverged: the loss became NaN or infinite.
     """
@@ -175,7 +181,7 @@ def speedrun(
         folder, options = _new_folder(options), options
     else:
         folder = find_run(options.root, resume or None)
-        options = _saved_options(folder, options)
+        options = _saved_options(folder, options, given)
     try:
         with only_writer(folder), unwind_when_told():
             return _run(folder, options, resume is not None, chat, console, phases)
@@ -204,7 +210,9 @@ def _run(
     trainer.exam = questions
     if options.start and not trainer.step:
         trainer.examine("start")
+        trainer.attempt_exam("start")
     history = trainer.run()
+    trainer.attempt_exam("practice")
     phases.done("train", before)
     say(console, f"asking {options.questions} questions a task that it has never seen ...")
     scores = evaluate(trainer.model, trainer.tokenizer, questions)
@@ -269,10 +277,12 @@ def _begin(
 ) -> Trainer:
     """A new run: its tokenizer and model; `run.json` keeps what a resume needs."""
     started = clock()
-    length = f"{options.steps:,} steps" if options.steps else f"{options.minutes:g} minutes"
+    length = _length(options)
     options = replace(options, data=pin(options.data, console))  # a resume reads the same bytes
     options, dial = plan(options)
     corpus = _corpus(options, console)
+    if options.prose:
+        say(console, f"prose: {read_prose().text()}")
     gs.manual_seed(options.seed)
     if options.start:
         begun = load_model(find_checkpoint(options.root, options.start))
@@ -292,6 +302,11 @@ def _begin(
     seconds = max(1.0, total - reserve - (clock() - started))
     _record(folder, options, seconds)
     return _trainer(model, tokenizer, options, seconds, folder, console, clock, corpus)
+
+
+def _length(options: SpeedrunOptions) -> str:
+    """Of the run, as people say it; also what the model says of itself."""
+    return f"{options.steps:,} steps" if options.steps else f"{options.minutes:g} minutes"
 
 
 def _prose(options: SpeedrunOptions) -> tuple[str, ...]:
@@ -337,21 +352,20 @@ def _saved(folder: Path) -> tuple[dict[str, Any], float]:
         raise _damaged(folder, error) from None
 
 
-def _saved_options(folder: Path, given: SpeedrunOptions) -> SpeedrunOptions:
+def _saved_options(folder: Path, now: SpeedrunOptions, given: Collection[str]) -> SpeedrunOptions:
     """The run's own options; of those given now, what may change between two processes."""
-    changed = {f.name: getattr(given, f.name) for f in fields(given)
-               if getattr(given, f.name) != f.default}
-    fixed = sorted(changed.keys() - {"root", "lr_scale", "clip", "save_every"})
-    if fixed:
+    if fixed := sorted(set(given) - _MAY_CHANGE - {"root"}):
+        flag = {"having": "with"}.get(fixed[0], fixed[0].replace("_", "-"))
         raise ValueError(
-            f"--resume with --{fixed[0]}: a resumed run keeps the settings that it began with; "
+            f"--resume with --{flag}: a resumed run keeps the settings that it began with; "
             "only --lr-scale, --clip and --save-every may change. Leave it out, or start a new run."
         )
     try:
         saved = {**_BEFORE_THE_DIAL, **_saved(folder)[0]}
-        lists = [f.name for f in fields(given) if isinstance(f.default, tuple)]  # so in JSON
+        lists = [f.name for f in fields(now) if isinstance(f.default, tuple)]  # so in JSON
         saved |= {name: tuple(saved[name]) for name in lists if name in saved}
-        options = SpeedrunOptions(**{**saved, **changed, "root": given.root})
+        changed = {name: getattr(now, name) for name in {*given, "root"}}
+        options = SpeedrunOptions(**{**saved, **changed})
     except TypeError as error:  # an option that this version does not know
         raise _damaged(folder, error) from None
     for f in fields(options):
@@ -381,7 +395,7 @@ def _trainer(
     model: GPT, tokenizer: Tokenizer, options: SpeedrunOptions, seconds: float, folder: Path,
     console: Console, clock: Callable[[], float], corpus: Corpus | None,
 ) -> Trainer:
-    about = {"minutes": f"{options.minutes:g}", "parameters": f"{model.count_parameters():,}",
+    about = {"training": _length(options), "parameters": f"{model.count_parameters():,}",
              "layers": str(model.config.n_layer), "name": options.name or FACTS["name"]}
     settings = TrainSettings(
         seconds=seconds, steps=options.steps, optimizer=options.optimizer, clip=options.clip,
@@ -465,6 +479,8 @@ def _facts(
     rows = [("settings", row)]
     if corpus is not None:
         rows.append(("data", _data_line(trainer, corpus)))
+    if options.prose:
+        rows.append(("prose", read_prose().text()))
     speed = decoding(trainer.model, _REPLIES)
     return RunFacts(trainer.folder.name, gs.get_num_threads(), phases.times, samples, rows, speed,
                     stories, options.attempts[0])

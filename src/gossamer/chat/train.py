@@ -112,6 +112,8 @@ class History:
         tokens: tokens trained on.
         practice: [step, seconds, pass@1, pass@k] per step of practice.
         exams: [stage, step, seconds, {task: [right, asked]}] at the end of each stage but the last.
+        attempts: [stage, step, {task: [[name, value, error], ...]}]: pass@1 and pass@k on some of
+            the exam's questions, before practice and after it.
         stages: {stage: [step, seconds, tokens]} as they were after the last step in each stage, in
             the order of the stages; nothing of what was read by a version that kept no stages.
         split: examples longer than a row, cut in pieces.
@@ -122,6 +124,7 @@ class History:
     quizzes: list[list[Any]] = field(default_factory=list)
     practice: list[list[float]] = field(default_factory=list)
     exams: list[list[Any]] = field(default_factory=list)
+    attempts: list[list[Any]] = field(default_factory=list)
     stages: dict[str, list[float]] = field(default_factory=dict)
     tokens: int = 0
     split: int = 0
@@ -217,6 +220,8 @@ class Trainer:
                 before, stage = stage, self.curriculum.stage_at(progress)
                 if before != stage:
                     self.examine(before, watch.seconds())
+                    if stage == "practice":
+                        self.attempt_exam(before)
                 if (reweighed or before != stage) and stage != "practice":
                     batches.switch(self.curriculum.maker(stage))
                 self._set_rates(progress)
@@ -393,10 +398,11 @@ class Trainer:
         self.model.train()
         self.curriculum.learn_from(scores)
         by_task = {s.task: round(s.accuracy, 3) for s in scores}
-        mean = mean_score(scores)[0]
+        mean, error = mean_score(scores)
         now = watch.seconds()
         self.history.quizzes.append([self.step, now, mean, by_task, now - began])
-        self.display.note(f"quiz at step {self.step}: {mean:.0%} right, {_weakest(scores)}")
+        self.display.note(f"quiz at step {self.step}: {mean:.1%} ± {error:.1%} right, "
+                          f"{_weakest(scores)}")
 
     def examine(self, stage: str, seconds: float = 0.0) -> None:
         """Ask the exam's questions at the end of a stage; nothing is learned from them."""
@@ -407,8 +413,23 @@ class Trainer:
         self.model.train()
         rows = {s.task: [s.right, s.asked] for s in scores}
         self.history.exams.append([stage, self.step, round(seconds, 3), rows])
-        self.display.note(f"after {self.step} steps, the end of \"{stage}\": "
-                          f"{mean_score(scores)[0]:.0%} of the exam right")
+        mean, error = mean_score(scores)
+        self.display.note(f"after {self.step} steps, the end of \"{stage}\": {mean:.1%} ± "
+                          f"{error:.1%} of the exam right")
+
+    def attempt_exam(self, stage: str) -> None:
+        """Draw replies to some of the exam's questions, as practice does: pass@1 and pass@k.
+
+        Nothing where there is no practice. Nothing is learned from them.
+        """
+        asked = {name: self.exam[name] for name in self.curriculum.tasks if name in self.exam}
+        if not asked or not self.curriculum.practice_share:
+            return
+        training = self.model.training
+        self.model.eval()
+        found = self._practised.measure(asked)
+        self.model.train(training)
+        self.history.attempts.append([stage, self.step, found])
 
     def _save(self, batches: Prefetcher, watch: Stopwatch) -> Path:
         for name, parameter in self.model.named_parameters():

@@ -1,4 +1,8 @@
-"""The commands: speedrun, chat, serve. Layer 8: arguments to calls, no logic."""
+"""The command line. Layer 8: arguments to calls, no logic.
+
+Here are speedrun, practice, chat, serve, data, mask, infer-bench and compare; eval and tok, which
+have more options, have files of their own, as have explain, doctor and cache (`cli/__init__.py`).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ from gossamer.chat.compare import comparison_table, print_table, read_results, r
 from gossamer.chat.engine import Engine, Sampling
 from gossamer.chat.interrupt import Interrupted, unwind_when_told
 from gossamer.chat.lighter import Weights, lighten, reply_bits
-from gossamer.chat.look import show_data, show_mask, show_tasks
+from gossamer.chat.look import show_data, show_made, show_mask
 from gossamer.chat.progress import say
 from gossamer.chat.speed import print_speed
 from gossamer.chat.speedrun import SpeedrunOptions, speedrun
@@ -77,6 +81,7 @@ def _common(
 
 @app.command("speedrun")
 def speedrun_command(
+    context: typer.Context,
     minutes: Annotated[
         float, typer.Option(min=0.1, max=100_000, metavar="MINUTES", help="Everything included.")
     ] = 10.0,
@@ -148,7 +153,13 @@ def speedrun_command(
         data=tuple(data or ()), prose=prose, practice=practice, steps=steps,
         save_every=save_every, root=root
     )
-    speedrun(options, resume=resume, chat=chat)
+    speedrun(options, resume=resume, given=_given(context) - {"resume", "chat"}, chat=chat)
+
+
+def _given(context: typer.Context) -> set[str]:
+    """Names of the arguments that were written on the command line, whatever their values."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
 
 
 @app.command("practice")
@@ -235,18 +246,19 @@ def data_command(
     paths: Annotated[
         list[str] | None,
         typer.Argument(metavar="[PATH ...]", show_default=False,
-                       help="Files and folders as `speedrun --data` takes them; none: the tasks.")
+                       help="Files and folders as `speedrun --data` takes them; none: what is "
+                       "made.")
     ] = None,
     documents: Annotated[
         int, typer.Option(min=0, metavar="N", help="How many documents to show.")
     ] = 5,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the questions shown.")] = 0,
 ) -> None:
-    """See what there is to learn: the made tasks, or your own files, checked and counted."""
+    """See what there is to learn: tasks, a tale, a chat, prose; or your own files, checked."""
     if paths:
         show_data(Console(), paths, documents)
     else:
-        show_tasks(Console(), seed)
+        show_made(Console(), seed)
 
 
 @app.command("mask")
@@ -286,8 +298,9 @@ def infer_bench_command(
     if quantize is not Weights.float32:
         before = reply_bits(model, tokenizer)
         after = reply_bits(lighten(model, quantize), tokenizer)
-        console.print(f"{quantize} weights: {after:.4f} bits per byte of right replies, "
-                      f"{before:.4f} before", highlight=False)
+        console.print(f"{quantize} weights: {after.value:.4f} ± {after.error:.4f} bits per byte of "
+                      f"right replies, {before.value:.4f} ± {before.error:.4f} before",
+                      highlight=False)
     print_speed(console, model, rows or (1, 4, 16), (8, 64, 200))
 
 
