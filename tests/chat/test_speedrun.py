@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 from pathlib import Path
 from random import Random
@@ -75,6 +76,21 @@ def test_every_measured_figure_has_its_error(practised: tuple[Path, str]) -> Non
     [data] = [line for line in report.splitlines() if line.startswith("| data |")]
     assert " ± 0." in data and "bits per byte on" in data
     assert "% ± " in practised[1].split("of the exam right")[0]
+
+
+def test_what_fewer_bits_cost_is_told_with_its_error(
+    practised: tuple[Path, str], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(app, "print_speed", lambda *arguments: None)
+    monkeypatch.setattr(sys, "argv", ["gossamer", "infer-bench", str(practised[0]),
+                                      "--quantize", "int8"])
+    with pytest.raises(SystemExit) as ended:
+        app.run()
+    assert ended.value.code in (0, None)
+    number = r"\d+\.\d{4} ± 0\.\d*[1-9]\d*"
+    assert re.search(rf"int8 weights: {number} bits per byte of right replies, {number} before",
+                     " ".join(capsys.readouterr().out.split()))
 
 
 def test_replies_to_held_out_questions_are_drawn_before_and_after(

@@ -94,6 +94,7 @@ def test_copies_and_repetitions_are_not_novel() -> None:
      "One sunny day, mia went to the park."),
     ("One sunny day, went Mia to the park.", "known words, but no known sentence",
      "One sunny day, went Mia to the park."),
+    ("Mia held" + " on" * 200, "broken off", ("Mia held" + " on" * 60)[:160] + "…"),
     ("  ", "nothing told", ""),
 ])
 def test_what_is_wrong_is_named_with_an_example(text: str, kind: str, example: str) -> None:

@@ -44,6 +44,7 @@ _REQUEST = "Tell me a story."
 # vocabulary's tail each token has one chance in 10,000, but one of a story's hundred tokens then
 # often comes from there: 85 % of an hour's model's stories were grammatical, with the filter 97 %.
 MIN_P = 0.1
+_LONGEST = 160  # characters of an example; the longest of 4,000 tales has 79
 _ENDS = '.!?"'  # with what a whole sentence ends
 _WORD = re.compile(r"\w+")  # marks between them do not count
 _MULTIPLIER = 0x9E3779B97F4A7C15  # odd, of no pattern: 2^64 over the golden ratio (Knuth)
@@ -160,21 +161,28 @@ def _misread(text: str, check: StoryCheck) -> Iterator[tuple[str, str]]:
     """
     sentences = split_sentences(text)
     for sentence in check.unread:
-        yield _why_unread(sentence, sentence == sentences[-1])
+        kind, what = _why_unread(sentence, sentence == sentences[-1])
+        yield kind, _quoted(sentence, what)
     for number, kind, what in () if check.unread else check.faults:
-        yield f"contradiction ({kind})", f"{sentences[number]} ({what})"
+        yield f"contradiction ({kind})", _quoted(sentences[number], what)
+
+
+def _quoted(sentence: str, what: str = "") -> str:
+    """A sentence, cut where one that has no end would fill a page, and what is wrong with it."""
+    cut = f"{sentence[:_LONGEST]}…" if len(sentence) > _LONGEST else sentence
+    return f"{cut} ({what})" if what else cut
 
 
 def _why_unread(sentence: str, last: bool) -> tuple[str, str]:
-    """What keeps a sentence from being one of the world, and the sentence."""
+    """What keeps a sentence from being one of the world, and the word if it is one."""
     if last and sentence[-1] not in _ENDS:
-        return "broken off", sentence
+        return "broken off", ""
     words, row = classes(sentence)
     if unknown := [word for word, name in zip(words, row, strict=True) if name not in _known()]:
-        return "unknown word", f"{sentence} ({unknown[0]})"
+        return "unknown word", unknown[0]
     if tuple(row) in patterns():
-        return "a known sentence, written in another way", sentence
-    return "known words, but no known sentence", sentence
+        return "a known sentence, written in another way", ""
+    return "known words, but no known sentence", ""
 
 
 @cache
@@ -188,7 +196,7 @@ def _nothing_new(text: str, known: np.ndarray, seen: set[str]) -> Iterator[tuple
     if not text.strip():
         yield "nothing told", ""
     elif text in seen:
-        yield "told twice", split_sentences(text)[0]
+        yield "told twice", _quoted(split_sentences(text)[0])
     elif len(known) and len(runs := story_runs(text)):
         places = np.minimum(np.searchsorted(known, runs), len(known) - 1)
         if len(copied := np.flatnonzero(known[places] == runs)):
