@@ -177,6 +177,13 @@ def test_a_full_disk(serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert _leftovers(tmp_path) == []
 
 
+def test_what_another_process_brought_leaves_no_part(tmp_path: Path) -> None:
+    """It came while we waited for the part file, whose place we then hold in vain."""
+    transfer.Transfer("http://127.0.0.1:1/", tmp_path / "data" / "x", lambda path, headers: None,
+                      is_here=lambda: True).run()
+    assert _leftovers(tmp_path) == []
+
+
 def test_many_at_once(serve) -> None:
     serve("good")
     found: list[bytes] = []

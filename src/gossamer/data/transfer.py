@@ -106,30 +106,29 @@ class Transfer:
             self.near.parent.mkdir(parents=True, exist_ok=True)
             part = _part_of(self.near)
             with _held(part):
-                if not self.is_here():
-                    self._collect(part)
+                try:
+                    if not self.is_here():
+                        self._collect(part)
+                finally:
+                    if _size(part) < WORTH_KEEPING:
+                        part.unlink(missing_ok=True)
+                        _tag_of(part).unlink(missing_ok=True)
         except OSError as error:
             raise unwritable(self.near.parent, error) from None
 
     def _collect(self, part: Path) -> None:
         tries = 0
-        try:
-            while True:
-                before = _size(part)
-                try:
-                    self._attempt(part, before)
-                    break
-                except _Again as failure:
-                    if failure.restart:
-                        os.truncate(part, 0)
-                    tries = 1 if _size(part) > before else tries + 1
-                    if tries >= ATTEMPTS:
-                        raise TransferError(str(failure)) from None
-                    time.sleep(failure.pause or _pause(tries))
-        finally:
-            if _size(part) < WORTH_KEEPING:
-                part.unlink(missing_ok=True)
-                _tag_of(part).unlink(missing_ok=True)
+        while True:
+            before = _size(part)
+            try:
+                return self._attempt(part, before)
+            except _Again as failure:
+                if failure.restart:
+                    os.truncate(part, 0)
+                tries = 1 if _size(part) > before else tries + 1
+                if tries >= ATTEMPTS:
+                    raise TransferError(str(failure)) from None
+                time.sleep(failure.pause or _pause(tries))
 
     def _attempt(self, part: Path, have: int) -> None:
         """Ask for what is missing, write it, and hand the whole over.
