@@ -250,6 +250,65 @@ def test_cancelling_frees_the_slot(model: GPT) -> None:
     assert [t.id for t in next_one.tokens] == naive(model, [2], 2)
 
 
+def test_who_has_gone_does_not_wait(model: GPT) -> None:
+    """Cancelled while every slot is taken: told at the next round, though no slot is free."""
+    engine = Engine(model, rows=1)
+    long, gone, left = (engine.submit(Request([n], max_tokens=9)) for n in (1, 2, 3))
+    engine.step()
+    gone.cancel()
+    engine.step()
+    assert gone.finish == "cancelled" and [*engine.waiting] == [left] and long.finish is None
+    drain(engine)
+    assert [t.id for t in left.tokens] == naive(model, [3], 9) and not gone.tokens
+
+
+@pytest.mark.parametrize("program", ["_slide", "_copy"])
+def test_ctrl_c_while_memory_is_rewritten(short_sighted: GPT, program: str,
+                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it is written down that it was: whatever a row is said to know, it does."""
+    engine, first, second = Engine(short_sighted, rows=1, kept=2), prompt(1, 200), prompt(2, 200)
+    said = tokens(engine, Request(first, max_tokens=30))
+    assert engine.slots[0].base
+    rewrite = getattr(engine, program)
+
+    def interrupted(*rows: gs.Tensor) -> None:
+        rewrite(*rows)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, program, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            tokens(engine, Request(second, max_tokens=30))
+    for longer in ([*second[:40], 3], [*second[:150], 3], [*first, *said, 3],
+                   [*first, *said[:7], 4], [*second, 5]):
+        assert tokens(engine, Request(longer, max_tokens=5)) == naive(short_sighted, longer, 5)
+
+
+@pytest.mark.parametrize("when", ["kept", "taken"])
+def test_ctrl_c_while_the_shelf_is_used(model: GPT, when: str,
+                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two copies, what is left to the shelf and what comes from it, one is interrupted; the
+    place had another conversation before."""
+    engine, texts = Engine(model, rows=1, kept=1), [prompt(n, STEP + 8) for n in range(3)]
+    for text in texts[:2]:
+        tokens(engine, Request(text, max_tokens=1))
+    copy, calls = engine._copy, iter([KeyboardInterrupt])
+
+    def interrupted(*rows: gs.Tensor) -> None:
+        copy(*rows)
+        for error in calls:
+            raise error
+
+    asked = {"kept": texts[2], "taken": [*texts[0], 7]}[when]
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_copy", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            tokens(engine, Request(asked, max_tokens=1))
+    for text in (*texts, asked):
+        longer = [*text, 9]
+        assert tokens(engine, Request(longer, max_tokens=4)) == naive(model, longer, 4)
+
+
 def test_a_seed_decides_and_neighbours_do_not(model: GPT) -> None:
     request = Request([1, 2, 3], max_tokens=25, sampling=Sampling(1.0, top_k=20, seed=5))
     alone = tokens(Engine(model, rows=3), request)

@@ -8,8 +8,10 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import typer
 from rich.cells import cell_len
 from rich.console import Console
 
@@ -23,6 +25,7 @@ from gossamer.chat.terminal import ChatSession, run_chat, wrap_words
 from gossamer.chat.text import TextStream
 from gossamer.chat.tokenizer import Tokenizer
 from gossamer.cli import app
+from gossamer.cli.commands import FiniteCommand
 
 TOKENIZER = Tokenizer.train(["hello there, how are you? Spell cat: c-a-t"] * 9, 290)
 
@@ -187,6 +190,33 @@ def test_ctrl_c_ends_the_reply_not_the_chat() -> None:
     assert [m["role"] for m in talk.messages] == ["user", "assistant"] * 2
 
 
+@pytest.mark.parametrize("line", ["again", "/edit two", "/regenerate"])
+def test_ctrl_c_before_the_question_is_asked(monkeypatch: pytest.MonkeyPatch, line: str) -> None:
+    """While it is encoded: nothing is remembered of it, and nothing forgotten."""
+    talk, parrot = session("hello")
+    chat(talk, ["hi"])
+    encode, calls = TOKENIZER.encode, iter([KeyboardInterrupt])
+
+    def interrupted(text: str) -> list[int]:
+        for error in calls:
+            raise error
+        return encode(text)
+
+    monkeypatch.setattr(TOKENIZER, "encode", interrupted)
+    output = chat(talk, [line, "and now?"])
+    assert "bot >  ...\n" in output and "bot > hello" in output
+    assert [m["content"] for m in talk.messages] == ["hi", "hello", "and now?", "hello"]
+    assert len(parrot.prompts) == 2
+
+
+def test_a_question_that_cannot_be_sampled_is_not_remembered() -> None:
+    talk, parrot = session("hello")
+    talk.temperature = float("nan")
+    assert "temperature=nan" in chat(talk, ["hi"])
+    assert not talk.messages and not parrot.prompts
+    assert "bot > hello" in chat(talk, ["/temperature nan", "/temperature 0", "hi"])
+
+
 def test_control_characters_are_spelled_out() -> None:
     talk, _ = session("red \x1b[31m\x07 \x9b")
     assert r"bot > red \x1b[31m\x07 \x9b" in chat(talk, ["hi"])
@@ -294,6 +324,28 @@ def test_bad_arguments_are_usage_errors(
 ) -> None:
     assert run_cli(monkeypatch, "speedrun", *arguments.split()) == 2
     assert f"'{arguments.split()[0]}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999"])
+@pytest.mark.parametrize("command", [
+    "speedrun --minutes", "speedrun --lr-scale", "speedrun --clip", "speedrun --practice",
+    "speedrun --save-every", "practice --lr-scale", "chat --temperature", "serve --temperature",
+    "eval --temperature", "tok train x.txt --most"])
+def test_what_is_no_number_is_a_usage_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str, value: str
+) -> None:
+    assert run_cli(monkeypatch, *command.split(), value) == 2
+    assert f"'{command.split()[-1]}'" in capsys.readouterr().err
+
+
+def test_no_command_can_forget_to_refuse_it() -> None:
+    """Whatever Typer itself refuses: nan is beside every range, inf beside one that is open."""
+    def commands(group: Any) -> Iterator[Any]:
+        for one in group.commands.values():
+            yield from commands(one) if hasattr(one, "commands") else [one]
+
+    found = list(commands(typer.main.get_command(app.app)))
+    assert len(found) > 10 and all(isinstance(one, FiniteCommand) for one in found)
 
 
 @pytest.mark.parametrize("command", ["", "speedrun", "chat"])

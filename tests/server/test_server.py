@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import socket
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Event
 from typing import Any
 
 import httpx
 import pytest
 
 from gossamer.chat.engine import Engine, Reply, Request
-from gossamer.server.serve import ServeError, bind
+from gossamer.server import app
+from gossamer.server.app import _Offsets, _Reader
+from gossamer.server.serve import ServeError, bind, model_name
 from tests.server.conftest import Running, build
 
 CHAT, PLAIN = "/v1/chat/completions", "/v1/completions"
@@ -117,14 +122,74 @@ def test_completions(client: httpx.Client) -> None:
     assert events(ids)[-1] == "[DONE]"
 
 
+@pytest.mark.parametrize("echo", [False, True])
+@pytest.mark.parametrize("prompt", ["hello é", [5, 6, 7]])
+def test_text_offsets(server: Running, client: httpx.Client, prompt: Any, echo: bool) -> None:
+    """Of each token in the prompt and what follows it, whether or not the prompt is repeated."""
+    body = {"prompt": prompt, "logprobs": 0, "max_tokens": 40, "echo": echo, "temperature": 1.2,
+            "seed": 4}
+    tokenizer = server.served.tokenizer
+    asked = prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
+    choice = client.post(PLAIN, json=body).json()["choices"][0]
+    text = choice["text"] if echo else asked + choice["text"]
+    offsets, said = choice["logprobs"]["text_offset"], choice["logprobs"]["tokens"]
+    assert len(offsets) == len(said) == 40 and offsets[0] == len(asked)
+    assert offsets == sorted(offsets)
+    whole = [(place, token) for place, token in zip(offsets, said, strict=True)
+             if "\ufffd" not in token]
+    assert len(whole) > 10
+    assert all(text[place:place + len(token)] == token for place, token in whole)
+    streamed = [c["choices"][0] for c in events(client.post(PLAIN, json={**body, "stream": True}))
+                if c != "[DONE]"]
+    assert sum((c["logprobs"]["text_offset"] for c in streamed if c["logprobs"]), []) == offsets
+
+
+def test_offsets_inside_a_character() -> None:
+    """What goes on a character begins with it; what breaks one off begins after it."""
+    tokenizer = build().tokenizer
+    byte = {tokenizer.token_bytes[i]: i for i in range(len(tokenizer.token_bytes))}
+    offsets = _Offsets(tokenizer, 5)
+    e, acute, a = byte[b"\xc3"], byte[b"\xa9"], byte[b"a"]
+    assert [offsets.push(i) for i in (a, e, acute, a, e, a, a)] == [5, 6, 6, 7, 8, 9, 10]
+    assert offsets.push(tokenizer.python_start) == offsets.push(a) == 11
+
+
 def test_a_conversation_that_outgrows_the_context(client: httpx.Client) -> None:
     turns = [{"role": r, "content": "how are you there hello " * 3}
              for _ in range(8) for r in ("user", "assistant")][:-1]
     refused = client.post(CHAT, json={"messages": turns})
     assert refused.status_code == 400
     assert refused.json()["error"]["code"] == "context_length_exceeded"
-    cut = client.post(CHAT, json={"messages": turns, "truncation": "auto", "max_tokens": 3})
+    assert "truncation" in refused.json()["error"]["message"]
+    auto = {"truncation": "auto", "max_tokens": 3}
+    cut = client.post(CHAT, json={"messages": turns, **auto})
     assert cut.status_code == 200 and cut.json()["dropped_messages"] > 0
+    long = client.post(CHAT, json={**say("how are you? " * 60), **auto}).json()["error"]
+    assert "last message" in long["message"] and "truncation" not in long["message"]
+
+
+@pytest.mark.parametrize("path", [CHAT, PLAIN])
+def test_a_long_text_does_not_hold_up_others(server: Running, monkeypatch: pytest.MonkeyPatch,
+                                             path: str) -> None:
+    """While one request is encoded, others are answered."""
+    tokenizer, begun, go_on = server.served.tokenizer, Event(), Event()
+    encode = tokenizer.encode
+
+    def slow(text: str) -> list[int]:
+        begun.set()
+        assert go_on.wait(30)
+        return encode(text)
+
+    monkeypatch.setattr(tokenizer, "encode", slow)
+    body = {**say("hello"), "prompt": "hello"}
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(httpx.post, server.url + path, json=body, timeout=60)
+        try:
+            assert begun.wait(30)
+            assert httpx.get(server.url + "/health", timeout=20).status_code == 200
+        finally:
+            go_on.set()
+        assert asked.result().status_code == 200
 
 
 def test_openai_client(server: Running) -> None:
@@ -153,11 +218,61 @@ def test_a_body_that_is_too_large(client: httpx.Client) -> None:
     assert large.status_code == 413 and "1,048,576" in large.json()["error"]["message"]
 
 
+def test_a_body_that_never_comes(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "UPLOAD_SECONDS", 0.2)
+    with socket.create_connection(server.socket.getsockname(), timeout=20) as raw:
+        raw.sendall(f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{{".encode())
+        said = b""
+        while part := raw.recv(4096):  # to the end: the connection is closed
+            said += part
+    assert said.startswith(b"HTTP/1.1 408") and b"not whole after 0.2 seconds" in said
+    assert b"connection: close" in said.lower()
+
+
+@pytest.mark.parametrize(("path", "body", "code", "param"), [
+    (PLAIN, {"prompt": [1, 10**6]}, "invalid_value", "prompt"),
+    (PLAIN, {"prompt": [1] * 128}, "context_length_exceeded", "prompt"),
+    (CHAT, say("long " * 400), "context_length_exceeded", "messages")])
+def test_why_a_prompt_is_refused(client: httpx.Client, path: str, body: dict[str, Any], code: str,
+                                 param: str) -> None:
+    error = client.post(path, json=body).json()["error"]
+    assert (error["code"], error["param"]) == (code, param)
+
+
+def test_what_a_chat_cannot_decode_is_told_of_its_messages(
+        server: Running, client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Request) -> None:
+        raise ValueError("no such token.")
+
+    monkeypatch.setattr(server.served.host.engine, "check", refuse)
+    assert client.post(CHAT, json=say("hello")).json()["error"]["param"] == "messages"
+
+
 def test_a_port_in_use() -> None:
     taken = bind("127.0.0.1", 0)
     with pytest.raises(ServeError, match="cannot be used"):
         bind("127.0.0.1", taken.getsockname()[1])
     taken.close()
+
+
+def test_a_port_is_not_shared_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There the option that elsewhere only skips a wait lets a second server take the port."""
+    flag = (socket.SOL_SOCKET, socket.SO_REUSEADDR)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.name", "nt")
+        made = bind("127.0.0.1", 0)
+    assert not made.getsockopt(*flag)
+    made.close()
+
+
+@pytest.mark.parametrize(("path", "name"), [
+    ("runs/mine/checkpoints/step-000400", "mine"), ("./copy", "copy"), (".", "here"),
+    ("checkpoints/step-000400", "here"), ("../here/../there", "there")])
+def test_every_model_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str,
+                                name: str) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert model_name(Path(path)) == name
 
 
 # many clients -------------------------------------------------------------------------------------
@@ -203,6 +318,42 @@ def test_clients_that_vanish_free_their_slots(server: Running, stream: bool) -> 
     assert httpx.post(server.url + CHAT, json=say("hello"), timeout=60).status_code == 200
 
 
+def test_those_who_have_gone_do_not_count() -> None:
+    """The only slot is taken for long, and whoever waited has vanished: there is room again."""
+    running = Running(build(rows=1, most_waiting=2))
+    body = say("hello", max_tokens=100)
+    engine, release = running.served.host.engine, Event()
+    decode = engine._decode
+
+    def slowly(slots: Any) -> None:
+        release.wait(0.3)
+        decode(slots)
+
+    engine._decode = slowly  # type: ignore[method-assign]
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            first = pool.submit(httpx.post, running.url + CHAT, json=body, timeout=120)
+            until(lambda: running.health()["active"] == 1)
+            for _ in range(2):
+                with pytest.raises(httpx.ReadTimeout):
+                    httpx.post(running.url + CHAT, json=body, timeout=0.5)
+            until(lambda: running.health()["waiting"] == 0)
+            assert running.health()["active"] == 1 and not first.done()
+            second = pool.submit(httpx.post, running.url + CHAT, json=body, timeout=120)
+            release.set()
+            assert first.result().status_code == second.result().status_code == 200
+    finally:
+        release.set()
+        running.stop()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def test_all_that_wait_are_admitted_at_once() -> None:
     host = build(rows=4).host
     for _ in range(5):
@@ -228,6 +379,19 @@ def test_a_failing_round_is_told_and_does_not_end_the_server(
         assert httpx.get(server.url + "/health").status_code == 503
     assert httpx.post(server.url + CHAT, json=say("hello"), timeout=60).json()["choices"] == right
     assert server.health()["status"] == "ok"
+
+
+def test_an_error_in_a_stream_is_told_and_logged(
+        client: httpx.Client, monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("a bug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Reader, "probability", fail)
+        found = events(client.post(CHAT, json=say("hello", stream=True, logprobs=True)))
+    assert found[-1]["error"]["type"] == "server_error" and "[DONE]" not in found
+    assert "a bug" in caplog.text and "could not be sent" in caplog.text
 
 
 def test_too_many_wait_and_a_stopped_server_says_so() -> None:

@@ -23,7 +23,7 @@ from gossamer.chat.sampling import ALTERNATIVES, KNOBS, Sampling, choose
 from gossamer.models.gpt import GPT, SMEAR
 from gossamer.nn import functional as F
 
-__all__ = ["Engine", "Reply", "Request", "Sampling", "Token"]
+__all__ = ["Engine", "PromptTooLong", "Reply", "Request", "Sampling", "Token"]
 
 CHUNK = 128  # most prompt tokens fed in one round, so that others need not wait for a long prompt
 # A prompt is read in pieces of CHUNK, the rest in pieces of STEP, the last of them padded: two
@@ -32,6 +32,10 @@ STEP = 32
 WORTH = STEP  # positions that are worth a place on the shelf
 _AHEAD = [0] * SMEAR  # stands for tokens before the first
 LIKELIEST, DRAWN, RANKED = range(3)  # programs: greedy; temperature too; filters, alternatives too
+
+
+class PromptTooLong(ValueError):
+    """A prompt fills the context."""
 
 
 class Token(NamedTuple):
@@ -176,11 +180,12 @@ class Engine:
         """Refuse what cannot be decoded. Any thread may call it.
 
         Raises:
-            ValueError: an empty prompt, one that fills the context, or an unknown token.
+            PromptTooLong: it fills the context.
+            ValueError: it is empty, or has an unknown token.
         """
         count, vocab = len(request.ids), self.model.config.vocab_size
         if not 0 < count < self.context:
-            raise ValueError(
+            raise (PromptTooLong if count else ValueError)(
                 f"Engine: the prompt has {count} tokens; it must have between 1 and "
                 f"{self.context - 1} to leave room for a reply. Shorten it."
             )
@@ -220,9 +225,7 @@ class Engine:
     def step(self) -> None:
         """One round: admit, feed one piece of each prompt, decode one token of everything else."""
         self.rounds += 1
-        for slot in self.slots:
-            if slot.reply is not None and slot.reply.cancelled:
-                self._finish(slot, "cancelled")
+        self._end_cancelled()
         for slot in self.slots:
             self._fetch(slot)
         self._admit()
@@ -263,15 +266,24 @@ class Engine:
         self.shelf = [_Row(self.rows + row) for row in range(self.kept)]
 
     # slots ------------------------------------------------------------------------------------
+    def _end_cancelled(self) -> None:
+        """Who has gone keeps no slot, and no place among those that wait."""
+        for slot in self.slots:
+            if slot.reply is not None and slot.reply.cancelled:
+                self._finish(slot, "cancelled")
+        for _ in range(len(self.waiting)):
+            reply = self.waiting.popleft()
+            if reply.cancelled:
+                reply._end("cancelled")
+            else:
+                self.waiting.append(reply)
+
     def _admit(self) -> None:
         while self.waiting:
             free = [slot for slot in self.slots if slot.reply is None]
             if not free:
                 return
             reply = self.waiting.popleft()
-            if reply.cancelled:
-                reply._end("cancelled")
-                continue
             slot = self._seat(reply, free)
             if reply.request.max_tokens <= 0:
                 self._finish(slot, "length")
@@ -337,9 +349,14 @@ class Engine:
         # What is a beginning of it is not needed any more; else the one not used for longest goes.
         place = min(places, key=lambda r: (_common(r.ids, slot.ids) < len(r.ids), r.used))
         self._move(slot, place)
-        place.ids, place.base, place.used = slot.ids, slot.base, slot.used
+        place.base, place.used = slot.base, slot.used
+        place.ids = slot.ids
 
     def _move(self, source: _Row, target: _Row) -> None:
+        """Copy a row's memory; the target has no ids until the caller sets them."""
+        # Ctrl-C may come between any two lines, and the engine goes on to be used: so a row whose
+        # memory is rewritten knows nothing, and its ids are set last, after its base.
+        target.ids = []
         with gs.no_grad():
             self._copy(gs.tensor([source.number]), gs.tensor([target.number]))
 
@@ -432,9 +449,11 @@ class Engine:
         """Let a row's windows slide if `count` positions more have no room behind them."""
         first = len(slot.ids) - slot.base - self.cache.window
         if first + self.cache.window + count > self.cache.room:
+            ids, slot.ids = slot.ids, []  # as for `_move`
             with gs.no_grad():
                 self._slide(gs.tensor([slot.number]), gs.tensor([first]))
             slot.base += first
+            slot.ids = ids
 
     def _compute(self, given: gs.Tensor, knobs: gs.Tensor | None, kind: int,
                  every: bool) -> tuple[gs.Tensor, ...]:

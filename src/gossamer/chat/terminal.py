@@ -22,6 +22,7 @@ from gossamer.chat.calculator import Calculator
 from gossamer.chat.engine import Engine, Request, Sampling
 from gossamer.chat.interrupt import Terminated
 from gossamer.chat.message import Message, Piece, joined, pieces_of, shown, words_of
+from gossamer.chat.room import newest_turns
 from gossamer.chat.text import ReplyStream
 from gossamer.chat.tokenizer import Tokenizer
 
@@ -29,7 +30,6 @@ __all__ = ["ChatSession", "run_chat", "visible", "wrap_words"]
 
 _BOT = "bot > "
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
-_REPLY_ROOM = 64  # positions kept free for the reply when old turns are dropped
 HELP = """/edit [TEXT]    ask TEXT instead of your last message; without it, edit the message
 /regenerate     another answer to your last message
 /temperature N  0 = always the likeliest word (default), up to 2 = wild
@@ -61,42 +61,33 @@ class ChatSession:
         """Stream the reply to one user turn and remember both.
 
         Raises:
-            ValueError: the turn alone is longer than the context.
+            ValueError: the turn alone is longer than the context; nothing is remembered.
         """
-        self.messages.append({"role": "user", "content": text})
-        try:
-            prompt = self._prompt()
-        except ValueError:
-            self.messages.pop()
-            raise
+        turn: Message = {"role": "user", "content": text}
+        request = self._request(turn)
         stream, said = ReplyStream(self.tokenizer), list[Piece]()
-        tokens = self.engine.generate(Request(
-            prompt, sampling=Sampling(self.temperature, seed=self.seed),
-            stop=(self.tokenizer.assistant_end, self.tokenizer.bos),
-            follow=Calculator(self.tokenizer).follow,
-        ))
         self.seed += 1
         try:
+            tokens = self.engine.generate(request)
             for pieces in chain((stream.push(token.id) for token in tokens), [stream.rest()]):
                 said += pieces
                 yield "".join(map(shown, pieces))
         finally:  # also when the caller stops early: what was shown was said
-            self.messages.append({"role": "assistant", "content": joined(said)})
+            # Both in one step, so that no interruption leaves a turn without its reply.
+            self.messages += [turn, {"role": "assistant", "content": joined(said)}]
 
-    def _prompt(self) -> list[int]:
-        """Ids of the newest turns that leave room for a reply."""
-        longest = self.engine.context - _REPLY_ROOM
-        for first in range(0, len(self.messages), 2):
-            ids = self.tokenizer.render_prompt(self.messages[first:])
-            if len(ids) <= longest or (
-                first == len(self.messages) - 1 and len(ids) < self.engine.context
-            ):
-                self.dropped = first
-                return ids
-        raise ValueError(
-            f"the message has {len(ids)} tokens; this model reads at most "
-            f"{self.engine.context - 1}. Ask something shorter."
-        )
+    def _request(self, turn: Message) -> Request:
+        """What the engine is asked: the newest turns that leave room for a reply, and this one."""
+        context = self.engine.context
+        ids, dropped = newest_turns(self.tokenizer, [*self.messages, turn], context)
+        if len(ids) >= context:
+            raise ValueError(f"the message has {len(ids)} tokens; this model reads at most "
+                             f"{context - 1}. Ask something shorter.")
+        self.dropped = dropped
+        return Request(
+            ids, sampling=Sampling(self.temperature, seed=self.seed),
+            stop=(self.tokenizer.assistant_end, self.tokenizer.bos),
+            follow=Calculator(self.tokenizer).follow)
 
     def clear(self) -> None:
         """Forget the conversation."""
@@ -156,8 +147,8 @@ def _edit_lines() -> Any:
     return None
 
 
-def _answer(session: ChatSession, console: Console, line: str) -> bool:
-    """Stream one reply; Ctrl-C ends the reply, not the chat. False: the question was refused."""
+def _answer(session: ChatSession, console: Console, line: str) -> None:
+    """Stream one reply; Ctrl-C ends the reply, not the chat."""
     try:
         _say(console, _BOT, end="")
         width = console.width if console.is_terminal else sys.maxsize  # a file has no columns
@@ -172,10 +163,8 @@ def _answer(session: ChatSession, console: Console, line: str) -> bool:
         _say(console, " ...")
     except ValueError as error:
         _say(console, str(error))
-        return False
     else:
         _say(console, "")
-    return True
 
 
 def wrap_words(pieces: Iterable[str], width: int, column: int) -> Iterator[str]:
@@ -255,7 +244,8 @@ def _ask_anew(
             return
     before = [*session.messages]
     session.take_back()
-    if not _answer(session, console, text):
+    _answer(session, console, text)
+    if len(session.messages) < len(before):  # refused, or interrupted before it was asked
         session.messages = before
 
 

@@ -35,6 +35,9 @@ SPECIALS = (
     "<|bos|>", "<|user_start|>", "<|user_end|>", "<|assistant_start|>", "<|assistant_end|>",
     "<|python_start|>", "<|python_end|>", "<|output_start|>", "<|output_end|>",
 )
+# Characters from which on other threads may run meanwhile: `encode` holds the interpreter's lock to
+# the end (a second for a megabyte), `encode_batch` gives it up but costs more to begin.
+_LONG = 1 << 14
 _SMALLEST_VOCABULARY = 256 + len(SPECIALS)
 
 
@@ -171,7 +174,10 @@ class Tokenizer:
 
         Half a surrogate pair (what Python makes of bytes that are no text) is read as U+FFFD.
         """
-        return self._backend.encode(mended(text), add_special_tokens=False).ids
+        text = mended(text)
+        if len(text) > _LONG:
+            return self._backend.encode_batch([text], add_special_tokens=False)[0].ids
+        return self._backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; special tokens show as their names, broken UTF-8 as U+FFFD."""

@@ -27,17 +27,18 @@ from gossamer.chat.speed import print_speed
 from gossamer.chat.speedrun import SpeedrunOptions, speedrun
 from gossamer.chat.terminal import ChatSession, run_chat
 from gossamer.chat.tokenizer import Tokenizer
+from gossamer.cli.commands import Commands
 from gossamer.cli.evaluate import eval_command
 from gossamer.cli.tok import tok
 from gossamer.core.errors import GossamerError
 from gossamer.models.gpt import SWITCHES
 from gossamer.server.app import Served
 from gossamer.server.host import Host
-from gossamer.server.serve import bind, serve
+from gossamer.server.serve import bind, model_name, serve
 
 __all__ = ["app", "run"]
 
-app = typer.Typer(
+app = Commands(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
     rich_markup_mode=None, context_settings={"max_content_width": 100},
     help="Train a chat model from nothing on your own CPU, and talk to it.",
@@ -234,9 +235,8 @@ def serve_command(
     with bind(host, port) as listening:  # before the model is read: a port in use is told at once
         checkpoint = load_model(find_checkpoint(root, run))
         facts = {"parameters": checkpoint.model.count_parameters(), "temperature": temperature}
-        name = checkpoint.folder.parent.parent.name  # runs/NAME/checkpoints/step-...
         engine = Engine(lighten(checkpoint.model, quantize), rows, kept=rows)
-        served = Served(name, Host(engine), checkpoint.tokenizer,
+        served = Served(model_name(checkpoint.folder), Host(engine), checkpoint.tokenizer,
                         Sampling(temperature), int(checkpoint.folder.stat().st_mtime), facts)
         serve(served, listening, Console())
 

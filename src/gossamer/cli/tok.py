@@ -18,11 +18,12 @@ from gossamer.chat.compression import (
 )
 from gossamer.chat.look import show_tokens
 from gossamer.chat.tokenizer import Tokenizer
+from gossamer.cli.commands import Commands
 
 __all__ = ["tok"]
 
-tok = typer.Typer(no_args_is_help=True, help="Train, measure and see a tokenizer.",
-                  rich_markup_mode=None)
+tok = Commands(no_args_is_help=True, help="Train, measure and see a tokenizer.",
+               rich_markup_mode=None)
 
 _FILE = "A tokenizer.json instead of a run's."
 Run = Annotated[str | None, typer.Option("--run", metavar="RUN", show_default="the newest",

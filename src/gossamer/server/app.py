@@ -6,8 +6,10 @@ Every answer that is not 200 is JSON with the reason; a client that goes away gi
 from __future__ import annotations
 
 import asyncio
+import codecs
 import contextlib
 import json
+import logging
 import secrets
 import time
 from abc import ABC, abstractmethod
@@ -24,8 +26,9 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from gossamer.chat.calculator import Calculator
-from gossamer.chat.engine import Request, Sampling, Token
+from gossamer.chat.engine import PromptTooLong, Request, Sampling, Token
 from gossamer.chat.message import Message
+from gossamer.chat.room import newest_turns
 from gossamer.chat.text import ReplyStream
 from gossamer.chat.tokenizer import Tokenizer
 from gossamer.server.api import (
@@ -42,8 +45,11 @@ from gossamer.server.host import Busy, Host, Ticket
 __all__ = ["Served", "build_app"]
 
 MOST_BYTES = 1 << 20  # of a request's body
+UPLOAD_SECONDS = 60.0  # that a body may take to come
 PAGE = Path(__file__).parent.parent / "web"
-REPLY_ROOM = 64  # positions kept free for the reply when old turns are dropped
+
+_log = logging.getLogger(__name__)
+_Utf8 = codecs.getincrementaldecoder("utf-8")
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ class _Reader:
     """One reply on its way to a client: tokens in, pieces and probabilities out."""
 
     def __init__(self, ticket: Ticket, tokenizer: Tokenizer, asked: Asked) -> None:
-        self.ticket, self._tokenizer, self._asked = ticket, tokenizer, asked
+        self.ticket, self.tokenizer, self._asked = ticket, tokenizer, asked
         self._stream = ReplyStream(tokenizer, asked.stop)
         self.count = 0
         self.stopped = False
@@ -111,8 +117,32 @@ class _Reader:
                 "top_logprobs": [self._entry(i, p) for i, p in top]}
 
     def _entry(self, index: int, logprob: float) -> dict[str, Any]:
-        raw = self._tokenizer.token_bytes[index]
+        raw = self.tokenizer.token_bytes[index]
         return {"token": raw.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(raw)}
+
+
+class _Offsets:
+    """Where each token of a text begins, in characters; what goes on a character begins with it.
+
+    Args:
+        tokenizer: of the model.
+        start: characters before the first token.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, start: int) -> None:
+        self._bytes, self._at = tokenizer.token_bytes, start
+        self._decoder = _Utf8("replace")
+        self._unseen = {tokenizer.python_start, tokenizer.python_end,  # not shown as text
+                        tokenizer.output_start, tokenizer.output_end}
+
+    def push(self, token: int) -> int:
+        """The place of the next token."""
+        raw = b"" if token in self._unseen else self._bytes[token]
+        begun = self._decoder.getstate()[0]  # of a character that is not whole yet
+        broken = bool(begun and raw) and not 0x80 <= raw[0] < 0xC0
+        place = self._at + broken  # what is broken is shown as one character
+        self._at += len(self._decoder.decode(raw))
+        return place
 
 
 class _Api:
@@ -140,8 +170,9 @@ class _Api:
         body = read_json(await _body(request))
         asked = parse(body, self.served.defaults, chat=True)
         self._check_model(asked.model)
-        ids, dropped = self._prompt(chat_messages(body), asked.cut)
-        tickets = self._submit([ids], asked, calculator=True)
+        # In a thread: a megabyte takes a while to encode, and other replies are streaming.
+        ids, dropped = await asyncio.to_thread(self._prompt, chat_messages(body), asked.cut)
+        tickets = self._submit([ids], asked, chat=True)
         head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()),
                 "model": self.served.name, "system_fingerprint": None}
         if dropped:
@@ -155,17 +186,18 @@ class _Api:
         asked = parse(body, self.served.defaults, chat=False)
         self._check_model(asked.model)
         t = self.served.tokenizer
-        prompts = [[t.bos, *t.encode(p)] if isinstance(p, str) else p
-                   for p in completion_prompts(body)]
-        tickets = self._submit(prompts, asked, calculator=False)
+        prompts = await asyncio.to_thread(
+            lambda given: [[t.bos, *t.encode(p)] if isinstance(p, str) else p for p in given],
+            completion_prompts(body))
+        tickets = self._submit(prompts, asked, chat=False)
         head = {"id": f"cmpl-{secrets.token_hex(12)}", "created": int(time.time()),
                 "model": self.served.name}
-        echoes = [t.decode(p[1:] if p[:1] == [t.bos] else p) if asked.echo else ""
-                  for p in prompts for _ in range(asked.copies)]
-        count = sum(map(len, prompts))
+        texts = [t.decode(p[1:] if p[:1] == [t.bos] else p)
+                 for p in prompts for _ in range(asked.copies)]
+        form, count = _Completion(head, texts), sum(map(len, prompts))
         if asked.stream:
-            return self._streamed(request, _Completion(head, echoes), tickets, asked, count)
-        return await self._whole(request, _Completion(head, echoes), tickets, asked, count)
+            return self._streamed(request, form, tickets, asked, count)
+        return await self._whole(request, form, tickets, asked, count)
 
     async def page(self, _: HTTPRequest) -> Response:
         return FileResponse(PAGE / "index.html")
@@ -187,20 +219,16 @@ class _Api:
 
     def _prompt(self, turns: list[Message], cut: bool) -> tuple[list[int], int]:
         """Ids of the conversation, and how many of its oldest turns were left out."""
-        context = self.served.host.engine.context
-        for first in range(0, len(turns), 2):
-            ids = self.served.tokenizer.render_prompt(turns[first:])
-            if len(ids) <= context - REPLY_ROOM or (len(ids) < context
-                                                    and (not cut or first == len(turns) - 1)):
-                return ids, first
-            if not cut:
-                break
-        raise ApiError(400, f"The conversation has {len(ids)} tokens; this model reads at most "
-                       f"{context - 1}. Shorten it, or send \"truncation\": \"auto\" to leave the "
-                       "oldest turns out.", "messages", "context_length_exceeded")
+        context, t = self.served.host.engine.context, self.served.tokenizer
+        ids, dropped = newest_turns(t, turns, context) if cut else (t.render_prompt(turns), 0)
+        if len(ids) < context:
+            return ids, dropped
+        what, way = ("last message", "it") if cut else (
+            "conversation", 'it, or send "truncation": "auto" to leave the oldest turns out')
+        raise ApiError(400, f"The {what} has {len(ids)} tokens; this model reads at most "
+                       f"{context - 1}. Shorten {way}.", "messages", "context_length_exceeded")
 
-    def _submit(self, prompts: Sequence[list[int]], asked: Asked,
-                calculator: bool) -> list[Ticket]:
+    def _submit(self, prompts: Sequence[list[int]], asked: Asked, chat: bool) -> list[Ticket]:
         t, tickets = self.served.tokenizer, []
         seed = secrets.randbits(62) if asked.seed is None else asked.seed
         try:
@@ -208,14 +236,17 @@ class _Api:
                 for copy in range(asked.copies):
                     tickets.append(self.served.host.submit(Request(
                         ids, asked.max_tokens, replace(asked.sampling, seed=seed + copy),
-                        (t.assistant_end, t.bos), Calculator(t).follow if calculator else None,
+                        (t.assistant_end, t.bos), Calculator(t).follow if chat else None,
                         bool(asked.alternatives))))
-        except (ValueError, Busy) as error:
+        except Busy as error:
             _close(tickets)
-            if isinstance(error, Busy):
-                raise ApiError(503, f"The server is busy: {error}. Try again in a moment.",
-                               code="overloaded") from None
-            raise ApiError(400, str(error), "prompt", "context_length_exceeded") from None
+            raise ApiError(503, f"The server is busy: {error}. Try again in a moment.",
+                           code="overloaded") from None
+        except ValueError as error:
+            _close(tickets)
+            long = isinstance(error, PromptTooLong)
+            raise ApiError(400, str(error), "messages" if chat else "prompt",
+                           "context_length_exceeded" if long else "invalid_value") from None
         return tickets
 
     async def _whole(self, request: HTTPRequest, form: _Form, tickets: list[Ticket],
@@ -253,6 +284,9 @@ class _Api:
                     chunks.put_nowait({"choices": [choice]})
             except ApiError as error:
                 chunks.put_nowait(error)
+            except Exception:
+                _log.exception("a reply could not be sent")
+                chunks.put_nowait(_server_failed())
             finally:
                 chunks.put_nowait(None)
 
@@ -345,37 +379,47 @@ class _Chat(_Form):
 class _Completion(_Form):
     kind = chunk_kind = "text_completion"
 
-    def __init__(self, head: dict[str, Any], echoes: list[str]) -> None:
+    def __init__(self, head: dict[str, Any], prompts: list[str]) -> None:
         super().__init__(head)
-        self._echoes = echoes
+        self._prompts = prompts  # of each reply
 
     async def whole(self, number: int, reader: _Reader, asked: Asked) -> dict[str, Any]:
-        text, entries = self._echoes[number], []
-        async for pieces, tokens in reader.read():
-            text += "".join(t for _, t in pieces)
-            entries += [reader.probability(token) for token in tokens]
+        text, entries = "", []
+        async for said, found in self._parts(number, reader, asked):
+            text += said
+            entries += found
         return {"index": number, "text": text, "finish_reason": reader.finish,
                 "logprobs": _flat(entries) if asked.alternatives is not None else None}
 
     async def pieces(self, number: int, reader: _Reader,
                      asked: Asked) -> AsyncIterator[dict[str, Any]]:
-        if self._echoes[number]:
-            yield {"index": number, "text": self._echoes[number], "finish_reason": None,
-                   "logprobs": None}
-        async for pieces, tokens in reader.read():
-            entries = [reader.probability(token) for token in tokens]
-            yield {"index": number, "text": "".join(t for _, t in pieces), "finish_reason": None,
-                   "logprobs": _flat(entries) if asked.alternatives is not None else None}
+        async for said, found in self._parts(number, reader, asked):
+            yield {"index": number, "text": said, "finish_reason": None,
+                   "logprobs": _flat(found) if found else None}
         yield {"index": number, "text": "", "finish_reason": reader.finish, "logprobs": None}
+
+    async def _parts(self, number: int, reader: _Reader,
+                     asked: Asked) -> AsyncIterator[tuple[str, list[dict[str, Any]]]]:
+        """Texts, and the probabilities of their tokens if they are wanted."""
+        prompt = self._prompts[number]
+        if asked.echo and prompt:
+            yield prompt, []
+        offsets = _Offsets(reader.tokenizer, len(prompt))
+        async for pieces, tokens in reader.read():
+            found = []
+            if asked.alternatives is not None:
+                found = [{**reader.probability(t), "offset": offsets.push(t.id)} for t in tokens]
+            yield "".join(t for _, t in pieces), found
 
 
 def _flat(entries: list[dict[str, Any]]) -> dict[str, Any]:
-    """The older form of probabilities, one list a property."""
+    """The older form of probabilities, one list a property; offsets count from the first character
+    of the prompt, echoed or not."""
     return {"tokens": [e["token"] for e in entries],
             "token_logprobs": [e["logprob"] for e in entries],
             "top_logprobs": [{t["token"]: t["logprob"] for t in e["top_logprobs"]}
                              for e in entries],
-            "text_offset": []}
+            "text_offset": [e["offset"] for e in entries]}
 
 
 def _usage(prompt_tokens: int, readers: Sequence[_Reader]) -> dict[str, int]:
@@ -393,13 +437,17 @@ async def _body(request: HTTPRequest) -> bytes:
     check_media_type(request.headers.get("content-type"))
     parts, size = [], 0
     try:
-        async for part in request.stream():
-            size += len(part)
-            if size > MOST_BYTES:
-                raise ApiError(413, f"The body has more than {MOST_BYTES:,} bytes. Send less.")
-            parts.append(part)
+        async with asyncio.timeout(UPLOAD_SECONDS):
+            async for part in request.stream():
+                size += len(part)
+                if size > MOST_BYTES:
+                    raise ApiError(413, f"The body has more than {MOST_BYTES:,} bytes. Send less.")
+                parts.append(part)
     except ClientDisconnect:
         raise ApiError(400, "The client went away.") from None
+    except TimeoutError:
+        raise ApiError(408, f"The body was not whole after {UPLOAD_SECONDS:g} seconds. Send it "
+                       "faster.") from None
     return b"".join(parts)
 
 
@@ -416,7 +464,9 @@ def _close(tickets: Sequence[Ticket]) -> None:
 
 def _answer_error(request: HTTPRequest, error: Exception) -> Response:
     if isinstance(error, ApiError):
-        return JSONResponse(error.body(), error.status)
+        # What is still to come of a slow body would be taken for the next request.
+        return JSONResponse(error.body(), error.status,
+                            {"Connection": "close"} if error.status == 408 else None)
     if isinstance(error, HTTPException):
         path = request.url.path if len(request.url.path) <= 80 else request.url.path[:77] + "..."
         made = ApiError(error.status_code, {
@@ -426,8 +476,11 @@ def _answer_error(request: HTTPRequest, error: Exception) -> Response:
                  f"{(error.headers or {}).get('Allow', 'another method')}.",
         }.get(error.status_code, error.detail))
         return JSONResponse(made.body(), error.status_code, error.headers)
-    made = ApiError(500, "The server failed; its log says why.")
-    return JSONResponse(made.body(), 500)
+    return JSONResponse(_server_failed().body(), 500)
+
+
+def _server_failed() -> ApiError:
+    return ApiError(500, "The server failed; its log says why.", code="failed")
 
 
 def build_app(served: Served) -> Starlette:

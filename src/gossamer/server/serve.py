@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -12,7 +14,7 @@ from rich.console import Console
 from gossamer.core.errors import GossamerError
 from gossamer.server.app import Served, build_app
 
-__all__ = ["ServeError", "bind", "serve"]
+__all__ = ["ServeError", "bind", "model_name", "serve"]
 
 _GRACE = 5  # seconds that open connections get at the end
 # Seconds that a connection may wait for its next request (nginx's default): a client that sends one
@@ -33,7 +35,8 @@ def bind(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     made = socket.socket(family, socket.SOCK_STREAM)
     try:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if os.name != "nt":  # there it would let two servers share a port
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind((host, port))
         made.listen(128)
     except OSError as error:
@@ -41,6 +44,17 @@ def bind(host: str, port: int) -> socket.socket:
         raise ServeError(f"serve: {host}:{port} cannot be used ({error.strerror}). Choose another "
                          "with --port, or stop what uses it.") from None
     return made
+
+
+def model_name(checkpoint: Path) -> str:
+    """What a model is called in the API: as its run, or as the folder that it was copied to.
+
+    >>> model_name(Path("/runs/mine/checkpoints/step-000400")), model_name(Path("/models/copy"))
+    ('mine', 'copy')
+    """
+    folder = Path(os.path.abspath(checkpoint))  # "." has no name; a link keeps its own
+    run = folder.parent.parent if folder.parent.name == "checkpoints" else folder
+    return run.name or folder.name or "model"
 
 
 class _Announced(uvicorn.Server):
