@@ -202,9 +202,9 @@ class TorchTrainer(Trainer):
         self._give_back()
         super()._quiz(*args)
 
-    def _examine(self, *args: Any) -> None:
+    def examine(self, *args: Any) -> None:
         self._give_back()
-        super()._examine(*args)
+        super().examine(*args)
 
     def _save(self, *args: Any) -> Path:
         self._give_back()

@@ -49,6 +49,18 @@ def test_a_whole_run_quizzes_and_saves_its_own_weights(tmp_path: Path) -> None:
     np.testing.assert_array_equal(saved, run.model.wte.weight.detach().numpy())
 
 
+@pytest.mark.parametrize("method", ["_quiz", "examine", "_save"])
+def test_what_asks_the_model_asks_pytorchs_weights(tmp_path: Path, method: str,
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    run = baseline.trainer("eager", 10.0, options(depth=1), tmp_path)
+    with baseline.torch.no_grad():
+        run.twin.wte.weight.add_(1.0)
+    monkeypatch.setattr(baseline.Trainer, method, lambda *_: None)
+    getattr(run, method)("read")
+    np.testing.assert_array_equal(run.model.wte.weight.detach().numpy(),
+                                  run.twin.wte.weight.detach().numpy())
+
+
 def test_the_command_says_whether_they_agree(capsys: pytest.CaptureFixture[str]) -> None:
     assert baseline.main(["--steps", "2", "--threads", "1", "--depth", "1", "--no-compile"]) == 0
     told = capsys.readouterr().out
