@@ -131,6 +131,20 @@ def _erfcx(x: mp.mpf) -> mp.mpf:
     return mp.exp(x * x) * mp.erfc(x)
 
 
+def _normal_tail(a: mp.mpf) -> mp.mpf:
+    """Phi(-a) / e^(-a^2/2), Phi the normal distribution function."""
+    return _erfcx(a / mp.sqrt(2)) / 2
+
+
+# 2 ln(2) with 16 bits: its products with integers below 2^8 are exact in float32.
+LN4 = mp.mpf(45426) / 32768
+
+
+def _eta_factor(a: mp.mpf) -> mp.mpf:
+    """What e^(-a^2/2) loses where LN4 stands for 2 ln(2)."""
+    return mp.exp((2 * mp.log(2) / LN4 - 1) * a * a / 2)
+
+
 def _from_u(u: mp.mpf) -> mp.mpf:
     """x of u = (x - 2) / (x + 2)."""
     return 2 * (1 + u) / (1 - u)
@@ -157,6 +171,25 @@ def _erfinv(name: str, formula: str, w_of: Real, base: int, terms: int, lo: mp.m
 
     return Fit(name, "erfinv(x) = " + formula, f, lambda v: mp.mpf(base), range(terms), lo, hi, f,
                bits)
+
+
+def _normal_specs() -> list[Fit | Pieces]:
+    """The tail of the normal distribution: gelu and its derivative."""
+    return [
+        Fit("GELU_EXP_32", "exp(-(1 + eta)/2 x) = 1 + x P(x), 1 + eta = 2 log(2) / GELU_LN4",
+            lambda x: mp.exp(-mp.log(2) / LN4 * x), lambda x: mp.mpf(1), range(1, 7),
+            -LN4 / 2 * mp.mpf("1.0001"), LN4 / 2 * mp.mpf("1.0001"),
+            lambda x: mp.exp(-mp.log(2) / LN4 * x), 24),
+        Pieces("GELU_PIECES", "exp((1 + eta)/2 a^2) a Phi(-a) = f(c) + t Q(t), t = a - c: rows c, "
+               "f(c), Q;\n# pieces: quarters of octaves of 1.5 + 1.5 a, that from 2 on first",
+               lambda a: a * _normal_tail(a) * _eta_factor(a), _quarter_octaves(), 6, True),
+        Pieces("GELU_SLOPE_PIECES", "exp((1 + eta)/2 a^2) (Phi(-a) - a phi(a)), as GELU_PIECES",
+               lambda a: (_normal_tail(a) - a / mp.sqrt(2 * mp.pi)) * _eta_factor(a),
+               _quarter_octaves(), 5, False, lambda a: _normal_tail(a) + a / mp.sqrt(2 * mp.pi)),
+        Fit("NORMAL_TAIL_36", "e^(a^2/2) Phi(-a) = P(u), u = (a - 2)/(a + 2)",
+            lambda u: _normal_tail(_from_u(u)), _zero, range(14), mp.mpf(-1),
+            mp.mpf(13) / 17, lambda u: _normal_tail(_from_u(u)), 53),
+    ]
 
 
 def specs() -> list[Fit | Pieces]:
@@ -215,14 +248,15 @@ def specs() -> list[Fit | Pieces]:
         _erfinv("ERFINV_TAIL_64", "3 x + x P(sqrt(w) - 3), 5 <= w < 37", lambda v: (v + 3) ** 2,
                 3, 11, mp.sqrt(5) - 3, mp.mpf("3.1"), 53),
         Pieces("ERF_PIECES", "erf(x) / x = f(c) + t Q(t), t = x - c: rows c, f(c), then Q",
-               lambda x: mp.erf(x) / x, mp.mpf(4), 16, 5),
+               lambda x: mp.erf(x) / x, _equal_pieces(mp.mpf(4), 16), 5),
+        *_normal_specs(),
     ]
     return all_of
 
 
 @dataclass(frozen=True)
 class Pieces:
-    """f(x) = f(c) + t Q(t), t = x - c, on `count` pieces of [0, hi], all of one degree.
+    """f(x) = f(c) + t Q(t), t = x - c, on pieces (low, middle, high), all of one degree.
 
     A piece has its c near its middle, where f(c) is almost a float32 (S. Gal, Computing elementary
     functions: a new approach for achieving high accuracy and good performance, 1985).
@@ -231,26 +265,28 @@ class Pieces:
     name: str
     formula: str
     f: Real
-    hi: mp.mpf
-    count: int
+    pieces: list[tuple[mp.mpf, mp.mpf, mp.mpf]]
     degree: int
+    from_zero: bool = False  # f(0) = 0, which is the centre of the piece that starts there
+    weight: Real | None = None  # relative to it; by default to f
 
     def rows(self) -> tuple[list[list[mp.mpf]], mp.mpf]:
         """For each piece c, f(c), then Q's coefficients; and the largest relative error."""
-        step, found, worst = self.hi / (self.count - mp.mpf("0.5")), [], mp.mpf(0)
-        for i in range(self.count):
-            c, exact = self._centre(i * step, step)
-            lo = max(i - mp.mpf("0.5"), mp.mpf(0)) * step - c
-            hi, exactly = (i + mp.mpf("0.5")) * step - c, self.f(c)
+        found, worst = [], mp.mpf(0)
+        for low, middle, high in self.pieces:
+            step = 2 * (high - middle)
+            at_zero = self.from_zero and low == 0
+            c, exact = (low, low) if at_zero else self._centre(middle, step)
+            exactly, edge = exact if at_zero else self.f(c), mp.mpf(0) if at_zero else step / 16
 
             def slope(t: mp.mpf, c: mp.mpf = c, start: mp.mpf = exactly) -> mp.mpf:
                 return (self.f(c + t) - start) / t
 
-            def weight(t: mp.mpf, c: mp.mpf = c) -> mp.mpf:  # finite at t = 0
-                return self.f(c + t) / (abs(t) + step / 16)
+            def weight(t: mp.mpf, c: mp.mpf = c, edge: mp.mpf = edge) -> mp.mpf:
+                return (self.weight or self.f)(c + t) / (abs(t) + edge)  # finite at t = 0
 
-            coefficients, error = fit(Fit("", "", slope, _zero, range(self.degree), lo, hi,
-                                          weight, 24))
+            coefficients, error = fit(Fit("", "", slope, _zero, range(self.degree), low - c,
+                                          high - c, weight, 24))
             found.append([c, exact, *coefficients])
             worst = max(worst, error)
         return found, worst
@@ -263,6 +299,21 @@ class Pieces:
             if abs(exact / self.f(c) - 1) < mp.mpf(2) ** -31:
                 return c, exact
         raise ValueError(f"{self.name}: no centre near {middle}")
+
+
+def _equal_pieces(hi: mp.mpf, count: int) -> list[tuple[mp.mpf, mp.mpf, mp.mpf]]:
+    """[0, hi] in `count` pieces around multiples of a step, the first one half as long."""
+    step, half = hi / (count - mp.mpf("0.5")), mp.mpf("0.5")
+    return [(max(i - half, mp.mpf(0)) * step, i * step, (i + half) * step) for i in range(count)]
+
+
+def _quarter_octaves() -> list[tuple[mp.mpf, mp.mpf, mp.mpf]]:
+    """[0, 15] in the quarters of octaves of v = 1.5 + 1.5 x, 1.5 <= v < 24, ordered by the bits 24
+    to 21 of v as a float32: from 2 on, those below 2 last."""
+    ends = [mp.mpf(2) ** o * (4 + q) / 4 for o in range(1, 5) for q in range(4)][:15]
+    ends = [v / mp.mpf("1.5") - 1 for v in (mp.mpf("1.5"), mp.mpf("1.75"), *ends)]
+    pieces = [(lo, (lo + hi) / 2, hi) for lo, hi in zip(ends[:-1], ends[1:], strict=True)]
+    return pieces[2:] + pieces[:2]
 
 
 HEAD = '''"""Coefficients of the approximations in `vecmath_*`, by tools/minimax.py. Layer 2.
@@ -278,12 +329,13 @@ from __future__ import annotations
 
 def pieces_table(spec: Pieces) -> str:
     rows, worst = spec.rows()
-    text = [f"# {spec.formula}; [0, {mp.nstr(spec.hi, 5)}] in {spec.count} pieces; "
+    hi = max(high for _, _, high in spec.pieces)
+    text = [f"# {spec.formula}; [0, {mp.nstr(hi, 5)}] in {len(spec.pieces)} pieces; "
             f"2^{mp.nstr(mp.log(worst, 2), 4)}", f"{spec.name} = ("]
     for column in zip(*rows, strict=True):
         numbers = [f"{float(x):.9g}" for x in column]
-        text += ["    (" + ", ".join(numbers[:6]) + ",", "     " + ", ".join(numbers[6:11]) + ",",
-                 "     " + ", ".join(numbers[11:]) + "),"]
+        lines = [", ".join(numbers[i:i + 4]) for i in range(0, len(numbers), 4)]
+        text.append("    (" + ",\n     ".join(lines) + "),")
     return "\n".join([*text, ")"])
 
 

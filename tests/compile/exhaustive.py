@@ -21,7 +21,7 @@ from tests.compile.kernels import WIDEST, Loop
 
 FUNCTIONS = ("exp", "exp2", "expm1", "sigmoid", "tanh", "sinh", "cosh", "log", "log2", "log10",
              "log1p", "asinh", "acosh", "atanh", "sin", "cos", "tan", "asin", "acos", "atan", "erf",
-             "erfc", "erfinv", "lgamma")
+             "erfc", "erfinv", "lgamma", "digamma", "gelu", "rsqrt")
 _CHUNK = 1 << 20
 
 

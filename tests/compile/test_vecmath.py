@@ -33,16 +33,24 @@ def by_math(function: Callable[[float], float]) -> Reference:
     return np.vectorize(function, otypes=[np.float64])
 
 
+def gelu(x: float) -> float:
+    return -0.0 if x == -INF else 0.5 * x * math.erfc(-x * math.sqrt(0.5))
+
+
+def rsqrt(x: np.ndarray) -> np.ndarray:
+    return 1 / np.sqrt(x)
+
+
 # Functions that NumPy has, of any precision.
 NUMPY: dict[str, Reference] = {
     "exp": np.exp, "exp2": np.exp2, "expm1": np.expm1, "log": np.log, "log2": np.log2,
     "log10": np.log10, "log1p": np.log1p, "sin": np.sin, "cos": np.cos, "tan": np.tan,
     "asin": np.arcsin, "acos": np.arccos, "atan": np.arctan, "sinh": np.sinh, "cosh": np.cosh,
     "tanh": np.tanh, "asinh": np.arcsinh, "acosh": np.arccosh, "atanh": np.arctanh,
-    "sigmoid": sigmoid,
+    "sigmoid": sigmoid, "rsqrt": rsqrt,
 }
 MATH: dict[str, Reference] = {
-    "erf": by_math(math.erf), "erfc": by_math(math.erfc),
+    "erf": by_math(math.erf), "erfc": by_math(math.erfc), "gelu": by_math(gelu),
     "lgamma": by_math(lambda x: abs(x) if math.isinf(x) else INF if x <= 0 and x == math.floor(x)
                       else math.lgamma(x)),  # which raises at its poles
 }
@@ -129,7 +137,7 @@ def float64_inputs(name: str, n: int, rng: np.random.Generator) -> np.ndarray:
     wide = np.concatenate([unit, small, unit * 30, np.sign(unit) * 10.0 ** rng.uniform(0, 2.8, n)])
     if name in ("asin", "acos", "atanh", "erfinv"):
         return np.concatenate([unit, small, edge])
-    if name in ("log", "log2", "log10", "lgamma", "digamma"):
+    if name in ("log", "log2", "log10", "lgamma", "digamma", "rsqrt"):
         return np.concatenate([positive, np.abs(wide)])
     if name == "acosh":
         return 1 + np.abs(wide)
@@ -169,6 +177,7 @@ def test_float64_pairs(name, rng):
 @pytest.mark.parametrize("dtype", [float32, float64], ids=lambda d: d.name)
 @pytest.mark.parametrize(("name", "tolerance"), [
     ("erf", 0), ("erfc", 0), ("erfinv", 0), ("lgamma", 0), ("digamma", 1e-13),
+    ("gelu", 0),
 ])
 def test_special_functions(name, tolerance, dtype, rng):
     """Against mpmath; digamma's error is absolute near its zeros, like PyTorch's."""
@@ -178,7 +187,9 @@ def test_special_functions(name, tolerance, dtype, rng):
     x = x[np.abs(x) < {"erfinv": 1 - 1e-7, "digamma": 1e30}.get(name, 1e38)]
     x = np.unique(x[np.abs(x) > 1e-38].astype(dtype.numpy))
     with mp.workdps(30):
-        function = {"lgamma": lambda v: mp.log(abs(mp.gamma(v)))}.get(name) or getattr(mp, name)
+        own = {"lgamma": lambda v: mp.log(abs(mp.gamma(v))),
+               "gelu": lambda v: v * mp.erfc(-v / mp.sqrt(2)) / 2}
+        function = own.get(name) or getattr(mp, name)
         exact = [function(mp.mpf(float(v))) for v in x]
         got = compiled(name, dtype, WIDEST if dtype is float32 else 8, "host")(x)
         info = np.finfo(dtype.numpy)
@@ -217,6 +228,10 @@ def test_special_values(dtype):
         "erfc": [(INF, 0.0), (-INF, 2.0), (0.0, 1.0), (NAN, NAN)],
         "erfinv": [(1.0, INF), (-1.0, -INF), (-0.0, -0.0), (1.5, NAN), (NAN, NAN)],
         "digamma": [(0.0, -INF), (-0.0, INF), (-1.0, NAN), (INF, INF), (NAN, NAN)],
+        "gelu": [(INF, INF), (-INF, -0.0), (0.0, 0.0), (-0.0, -0.0), (-100.0, -0.0), (big, big),
+                 (-big, -0.0), (NAN, NAN)],
+        "gelu_slope": [(INF, 1.0), (0.0, 0.5), (-0.0, 0.5), (100.0, 1.0), (NAN, NAN)],
+        "rsqrt": [(0.0, INF), (-0.0, -INF), (INF, 0.0), (4.0, 0.5), (-1.0, NAN), (NAN, NAN)],
         "lgamma": [(1.0, 0.0), (2.0, 0.0), (0.0, INF), (-3.0, INF), (INF, INF), (NAN, NAN)],
     }
     for name, pairs in cases.items():
@@ -240,6 +255,32 @@ def test_special_pairs(name, dtype):
     np.testing.assert_allclose(got, want, rtol=1e-6)
     fine = ~np.isnan(want)
     np.testing.assert_array_equal(np.signbit(got[fine]), np.signbit(want[fine]))
+
+
+@pytest.mark.parametrize(("width", "level"), SHAPES)
+def test_gelu_in_the_negative_tail(width, level):
+    """Down to the last denormal: x (1 + erf(x / sqrt(2))) / 2 has no digit left from -5.6 on."""
+    x = -np.linspace(2, 15, 4001, dtype=np.float32)
+    want = MATH["gelu"](x.astype(np.float64))
+    got = compiled("gelu", float32, width, level)(x)
+    check("gelu", got, want, BOUND[float32], x)
+    denormal = (want != 0) & (np.abs(want) < np.finfo(np.float32).tiny)
+    assert np.count_nonzero(got[denormal]) > 300
+
+
+@pytest.mark.parametrize("dtype", [float32, float64], ids=lambda d: d.name)
+@pytest.mark.parametrize(("width", "level"), SHAPES)
+def test_gelu_slope(width, level, dtype, rng):
+    """Phi(x) + x phi(x) to a few units of the larger term, also where both are tiny."""
+    mp = pytest.importorskip("mpmath")
+    x = np.concatenate([rng.standard_normal(200) * 2, -rng.uniform(2, 13, 100)]).astype(dtype.numpy)
+    width = min(width, 8) if dtype is float64 else width
+    got = compiled("gelu_slope", dtype, width, level)(x)
+    with mp.workdps(30):
+        for v, g in zip(map(float, x), map(float, got), strict=True):
+            terms = mp.ncdf(v), v * mp.npdf(v)
+            unit = float(np.finfo(dtype.numpy).eps) * max(map(abs, terms))
+            assert abs(g - mp.fsum(terms)) <= 4 * unit, (v, g)
 
 
 def test_bfloat16_computes_in_float32(rng):
@@ -268,7 +309,7 @@ def test_the_walk_over_all_inputs_on_a_few(name):
 
 @pytest.mark.parametrize(("name", "low", "high"), [
     ("sigmoid", 0xBE000000, 0xBF000000), ("tan", 0x477D0000, 0x477E0000),
-    ("acosh", 0x3F800000, 0x3F900000)])
+    ("acosh", 0x3F800000, 0x3F900000), ("gelu", 0xBFE00000, 0xBFF80000)])
 def test_where_the_error_is_largest(name, low, high):
     """Every input of the stretch in which the walk over all of them came near two units."""
     found = exhaustive.worst(name, low, high)

@@ -103,6 +103,11 @@ class Emitter(Memory):
     def digamma(self, x: str) -> str:
         return self.math("digamma", x)
 
+    def gelu(self, x: str) -> str:
+        return self.math("gelu", x)
+
+    def gelu_slope(self, x: str) -> str:
+        return self.math("gelu_slope", x)
 
     def atan2(self, y: str, x: str) -> str:
         return self.math("atan2", y, x)

@@ -3,14 +3,22 @@
 The one idea: a function is written once against the emitter and works for every width, float32
 and float64 (float16 and bfloat16 compute in float32). Errors in units of the last place (ulp),
 over denormals, zeros, infinities and NaN too, are asserted by tests/compile/test_vecmath.py: at
-most 2 in float32, at most 4 in float64 (digamma: 1e-13, absolute near its zeros).
+most 2 in float32, at most 4 in float64 (digamma: 1e-13, absolute near its zeros; gelu_slope: 4 of
+the larger of its two terms).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from gossamer.compile import vecmath_exp, vecmath_log, vecmath_pow, vecmath_special, vecmath_trig
+from gossamer.compile import (
+    vecmath_exp,
+    vecmath_log,
+    vecmath_normal,
+    vecmath_pow,
+    vecmath_special,
+    vecmath_trig,
+)
 
 __all__ = ["FUNCTIONS"]
 
@@ -22,6 +30,7 @@ FUNCTIONS: dict[str, Callable[..., str]] = {
         (vecmath_log, ("log", "log2", "log10", "log1p", "asinh", "acosh", "atanh")),
         (vecmath_trig, ("sin", "cos", "tan", "asin", "acos", "atan", "atan2")),
         (vecmath_special, ("erf", "erfc", "erfinv", "lgamma", "digamma", "hypot")),
+        (vecmath_normal, ("gelu", "gelu_slope")),
     )
     for name in names
 } | {"pow": vecmath_pow.power}

@@ -25,7 +25,7 @@ from gossamer.compile.vecmath_tables import (
 from gossamer.compile.vecmath_trig import tan
 from gossamer.core.dtype import bool_
 
-__all__ = ["digamma", "erf", "erfc", "erfinv", "hypot", "lgamma"]
+__all__ = ["digamma", "erf", "erfc", "erfcx_positive", "erfinv", "hypot", "lgamma"]
 
 _INF, _NAN = float("inf"), float("nan")
 # Asymptotic series of digamma: B(2k) / (2k), k = 1..7 (Abramowitz and Stegun 6.3.18).
@@ -62,14 +62,18 @@ def _erf_by_pieces(e: Memory, x: str, a: str) -> str:
     return e.copysign(e.minimum(y, e.const(1)), x)
 
 
-def _erfc_positive(e: Memory, a: str) -> str:
-    """erfc(a) in float64 for 0 <= a <= 28."""
+def erfcx_positive(e: Memory, a: str) -> str:
+    """e^(a^2) erfc(a) in float64 for 0 <= a <= 28."""
     u = e.div(e.sub(a, e.const(2)), e.add(a, e.const(2)))
     top, twice = e.polynomial(u, ERFCX_64), e.add(a, a)
     inverse = e.reciprocal(e.add(twice, e.const(1)))
     p = e.mul(top, inverse)  # and corrected by its remainder, which also undoes 1 + 2a's rounding
-    p = e.fma(e.sub(e.fma(e.neg(p), twice, top), p), inverse, p)
-    square = e.mul(a, a)
+    return e.fma(e.sub(e.fma(e.neg(p), twice, top), p), inverse, p)
+
+
+def _erfc_positive(e: Memory, a: str) -> str:
+    """erfc(a) in float64 for 0 <= a <= 28."""
+    p, square = erfcx_positive(e, a), e.mul(a, a)
     lost = e.fma(e.neg(a), a, square)  # -a^2 = -square + lost
     return e.mul(exp(e, e.neg(square), lost), p)
 

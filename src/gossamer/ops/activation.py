@@ -32,7 +32,7 @@ from gossamer.ops.elementwise import (
     sub,
     where,
 )
-from gossamer.ops.functions import erf, exp, expm1, log1p, sigmoid, tanh
+from gossamer.ops.functions import exp, expm1, gelu_exact, gelu_slope, log1p, sigmoid, tanh
 from gossamer.ops.rules import (
     SHAPES,
     Type,
@@ -179,27 +179,23 @@ celu: Op = activation("celu", "x where x > 0, else alpha * (e^(x/alpha) - 1)", _
 
 @in_float32
 def _gelu(x: Node, *, approximate: str) -> Node:
-    half = scaled(x, 0.5)
-    if approximate == "tanh":
-        cubic = add(x, scaled(mul(mul(x, x), x), 0.044715))
-        inner = tanh(scaled(cubic, math.sqrt(2 / math.pi)))
-    else:
-        inner = erf(scaled(x, math.sqrt(0.5)))
-    return mul(half, add(inner, constant(1, inner)))
+    if approximate == "none":
+        return gelu_exact(x)
+    cubic = add(x, scaled(mul(mul(x, x), x), 0.044715))
+    inner = tanh(scaled(cubic, math.sqrt(2 / math.pi)))
+    return mul(scaled(x, 0.5), add(inner, constant(1, inner)))
 
 
 @in_float32
 def _gelu_vjp(g: Node, y: Node, x: Node, *, approximate: str) -> tuple[Node]:
     """g * (Phi(x) + x Phi'(x)), Phi the (approximated) normal distribution function."""
-    if approximate == "tanh":
-        c = math.sqrt(2 / math.pi)
-        square_ = mul(x, x)
-        t = tanh(scaled(add(x, scaled(mul(square_, x), 0.044715)), c))
-        slope = add(constant(c, x), scaled(square_, 3 * 0.044715 * c))
-        bell = mul(scaled(slope, 0.5), sub(constant(1, t), mul(t, t)))
-    else:
-        t = erf(scaled(x, math.sqrt(0.5)))
-        bell = scaled(exp(scaled(mul(x, x), -0.5)), 1 / math.sqrt(2 * math.pi))
+    if approximate == "none":
+        return (mul(g, gelu_slope(x)),)
+    c = math.sqrt(2 / math.pi)
+    square_ = mul(x, x)
+    t = tanh(scaled(add(x, scaled(mul(square_, x), 0.044715)), c))
+    slope = add(constant(c, x), scaled(square_, 3 * 0.044715 * c))
+    bell = mul(scaled(slope, 0.5), sub(constant(1, t), mul(t, t)))
     return (mul(g, add(scaled(add(t, constant(1, t)), 0.5), mul(x, bell))),)
 
 

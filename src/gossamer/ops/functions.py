@@ -37,8 +37,8 @@ from gossamer.ops.rules import (
 
 __all__ = [
     "acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "cos", "cosh", "digamma", "erf",
-    "erfc", "erfinv", "exp", "exp2", "expm1", "hypot", "lgamma", "log", "log10", "log1p", "log2",
-    "polygamma", "pow_", "sigmoid", "sin", "sinh", "tan", "tanh",
+    "erfc", "erfinv", "exp", "exp2", "expm1", "gelu_exact", "gelu_slope", "hypot", "lgamma", "log",
+    "log10", "log1p", "log2", "polygamma", "pow_", "sigmoid", "sin", "sinh", "tan", "tanh",
 ]
 
 INF, NAN = float("inf"), float("nan")
@@ -144,6 +144,19 @@ erfc: Op = _function("erfc", "1 - erf(x), accurate for large x", special.erfc,
 erfinv: Op = _function("erfinv", "the number whose erf is x, |x| <= 1", special.erfinv,
                        lambda g, y, x: (mul(g, _scaled(exp(mul(y, y)), math.sqrt(math.pi) / 2)),),
                        domain=(-0.9, 0.9), special=(-1.5, -1.0, 0.0, 0.999999, 1.0, NAN), cost=20.0)
+# What the composite `gelu` and its derivative are made of.
+gelu_exact: Op = elementwise(
+    "gelu_exact", "x * Phi(x), Phi the normal distribution function", infer=float_type,
+    reference=special.gelu, vjp=lambda g, y, x: (mul(g, gelu_slope(x)),), promote="none",
+    lower=lambda e, x: e.gelu(x), cost=25.0,
+    samples=lambda rng: samples_of(1, (-3.0, 3.0))(rng) + edges(1, _EDGES))
+gelu_slope: Op = elementwise(
+    "gelu_slope", "Phi(x) + x * Phi'(x), the derivative of gelu", infer=float_type,
+    reference=special.gelu_slope, promote="none", lower=lambda e, x: e.gelu_slope(x), cost=25.0,
+    vjp=lambda g, y, x: (mul(g, mul(
+        _scaled(exp(_scaled(mul(x, x), -0.5)), 1 / math.sqrt(2 * math.pi)),
+        sub(constant(2, x), mul(x, x)))),),
+    samples=lambda rng: samples_of(1, (-3.0, 3.0))(rng) + edges(1, _EDGES))
 lgamma: Op = _function("lgamma", "log |gamma(x)|", special.lgamma,
                        lambda g, y, x: (mul(g, digamma(x)),), domain=(0.3, 4.0),
                        special=(-2.5, -1.0, 0.0, 1.0, 2.0, INF, NAN), cost=40.0)

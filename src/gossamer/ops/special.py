@@ -16,7 +16,7 @@ from functools import cache
 import numpy as np
 
 __all__ = ["BERNOULLI", "SHIFTS", "cotangent_polynomial", "digamma", "erf", "erfc", "erfinv",
-           "lgamma", "polygamma", "vectorized"]
+           "gelu", "gelu_slope", "lgamma", "polygamma", "vectorized"]
 
 # B_2, B_4, ... B_16: even Bernoulli numbers.
 BERNOULLI = (1 / 6, -1 / 30, 1 / 42, -1 / 30, 5 / 66, -691 / 2730, 7 / 6, -3617 / 510)
@@ -39,9 +39,19 @@ def _lgamma(x: float) -> float:
     return math.lgamma(x)
 
 
+def _gelu(x: float) -> float:
+    return -0.0 if x == -math.inf else 0.5 * x * math.erfc(-x * math.sqrt(0.5))
+
+
+def _gelu_slope(x: float) -> float:
+    bell = 0.0 if math.isinf(x) else x * math.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+    return 0.5 * math.erfc(-x * math.sqrt(0.5)) + bell
+
+
 erf = vectorized(math.erf)
 erfc = vectorized(math.erfc)
 lgamma = vectorized(_lgamma)
+gelu, gelu_slope = vectorized(_gelu), vectorized(_gelu_slope)
 
 # Giles 2010, single-precision coefficients: a start for Newton's method.
 _CENTRE = (2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087,
