@@ -186,9 +186,9 @@ def _normal_specs() -> list[Fit | Pieces]:
         Pieces("GELU_SLOPE_PIECES", "exp((1 + eta)/2 a^2) (Phi(-a) - a phi(a)), as GELU_PIECES",
                lambda a: (_normal_tail(a) - a / mp.sqrt(2 * mp.pi)) * _eta_factor(a),
                _quarter_octaves(), 5, False, lambda a: _normal_tail(a) + a / mp.sqrt(2 * mp.pi)),
-        Fit("NORMAL_TAIL_36", "e^(a^2/2) Phi(-a) = P(u), u = (a - 2)/(a + 2)",
-            lambda u: _normal_tail(_from_u(u)), _zero, range(14), mp.mpf(-1),
-            mp.mpf(13) / 17, lambda u: _normal_tail(_from_u(u)), 53),
+        Fit("GELU_TAIL_32", "exp((1 + eta)/2 a^2) Phi(-a) = P(u), u = (a - 2)/(a + 2)",
+            lambda u: _normal_tail(_from_u(u)) * _eta_factor(_from_u(u)), _zero, range(13),
+            mp.mpf(-1), mp.mpf(13) / 17, lambda u: _normal_tail(_from_u(u)), 24),
     ]
 
 

@@ -3,8 +3,8 @@
 The one idea: a function is written once against the emitter and works for every width, float32
 and float64 (float16 and bfloat16 compute in float32). Errors in units of the last place (ulp),
 over denormals, zeros, infinities and NaN too, are asserted by tests/compile/test_vecmath.py: at
-most 2 in float32, at most 4 in float64 (digamma: 1e-13, absolute near its zeros; gelu_slope: 4 of
-the larger of its two terms).
+most 2 in float32, at most 4 in float64 (digamma: 1e-13, absolute near its zeros; gelu without
+AVX-512: 8; gelu_slope: 4, and without 8, of the larger of its two terms).
 """
 
 from __future__ import annotations
