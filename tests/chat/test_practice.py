@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -13,8 +14,10 @@ from rich.console import Console
 import gossamer as gs
 from gossamer.chat.checkpoint import latest, load_model
 from gossamer.chat.curriculum import Curriculum
+from gossamer.chat.dialogues import TaleRequest
 from gossamer.chat.engine import Token
 from gossamer.chat.interrupt import Interrupted
+from gossamer.chat.narrative import numbered_tale
 from gossamer.chat.practice import Practice, practice_loss
 from gossamer.chat.progress import Display
 from gossamer.chat.schedule import Schedule
@@ -41,10 +44,10 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.train(["a b c d e f"], 270)
 
 
-def make_model(tokenizer: Tokenizer, seed: int = 0) -> GPT:
+def make_model(tokenizer: Tokenizer, seed: int = 0, length: int = 64) -> GPT:
     gs.manual_seed(seed)
     return GPT(GPTConfig(vocab_size=tokenizer.vocab_size, n_layer=1, n_head=2, n_embd=16,
-                         sequence_len=64))
+                         sequence_len=length))
 
 
 def ask(rng: Random) -> Question:
@@ -71,22 +74,50 @@ def test_attempts_repeat_and_only_choices_count(tokenizer: Tokenizer) -> None:
         assert np.array_equal(targets[places[:-1]], ids[places[1:]])
 
 
+def answer(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of a reply with its end."""
+    return [*tokenizer.encode(text), tokenizer.assistant_end]
+
+
+def tell(practice: Practice, plan: Sequence[list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the engine give these replies."""
+    replies = iter(plan)
+
+    def settle() -> None:
+        while practice._engine.waiting:
+            reply, said = practice._engine.waiting.popleft(), next(replies)
+            ended = said[-1] == practice.tokenizer.assistant_end
+            reply.tokens = [Token(i, 0.0) for i in (said[:-1] if ended else said)]
+            reply.finish = "stop" if ended else "length"
+
+    monkeypatch.setattr(practice._engine, "step", settle)
+
+
+def test_tales_are_judged_by_reading_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tale earns its reward whole, free of contradictions, with what was asked for, and once."""
+    tokenizer = Tokenizer.train([numbered_tale(n).text for n in range(200)], 700)
+    wanted = next(t for n in range(99) if "lamp" in (t := numbered_tale(n)).text)
+    other = next(t for n in range(99) if "lamp" not in (t := numbered_tale(n)).text)
+    practice = Practice(make_model(tokenizer, length=512), tokenizer,
+                        lambda rng: TaleRequest("A story about a lamp?", "lamp"),
+                        questions=1, samples=5)
+    whole = answer(tokenizer, wanted.text)
+    odd = answer(tokenizer, wanted.text + " They were pleased. Nobody went to the lamp.")
+    tell(practice, [whole, whole, whole[:-1], odd, answer(tokenizer, other.text)], monkeypatch)
+    tried = practice.attempt(0)
+    assert tried.right == pytest.approx(1 / 5) and tried.solved == 1.0
+    gains = [row[targets >= 0].max()
+             for row, targets in zip(tried.advantages, tried.targets, strict=True)]
+    assert gains == pytest.approx([0.8, -0.2, -0.2, -0.2, -0.2])
+
+
 def test_rewards_less_the_groups_mean(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Told what to say: three right replies of four to the first question, none to the second."""
     practice = Practice(make_model(tokenizer), tokenizer, ask, questions=2, samples=4)
-    right = practice._question(Random("practice:0:3"))[1]
-    plan = iter([right] * 3 + [[5, 6]] + [[7]] * 4)
-
-    def settle() -> None:
-        while practice._engine.waiting:
-            reply, said = practice._engine.waiting.popleft(), next(plan)
-            ended = said[-1] == tokenizer.assistant_end
-            reply.tokens = [Token(i, 0.0) for i in (said[:-1] if ended else said)]
-            reply.finish = "stop" if ended else "length"
-
-    monkeypatch.setattr(practice._engine, "step", settle)
+    right = answer(tokenizer, ask(Random("practice:0:3")).answer)
+    tell(practice, [right] * 3 + [[5, 6]] + [[7]] * 4, monkeypatch)
     tried = practice.attempt(3)
     assert tried.right == 3 / 8 and tried.solved == 1 / 2
     gains = [set(row[targets >= 0].tolist())

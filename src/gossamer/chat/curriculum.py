@@ -17,7 +17,7 @@ from random import Random
 from typing import Any
 
 from gossamer.chat.corpus import Corpus
-from gossamer.chat.dialogues import draw_dialogue
+from gossamer.chat.dialogues import TaleRequest, draw_dialogue, tale_request
 from gossamer.chat.evaluate import Score, to_conversation
 from gossamer.chat.message import pieces_of, words_of
 from gossamer.chat.narrative import numbered_tale
@@ -26,7 +26,9 @@ from gossamer.chat.task import Question, Task, pick, sample
 from gossamer.chat.tokenizer import Rendered, Tokenizer
 from gossamer.chat.track import SHORT, Track
 
-__all__ = ["Curriculum", "tokenizer_corpus"]
+__all__ = ["TALE", "Curriculum", "tokenizer_corpus"]
+
+TALE = "tale"  # what is practised besides the tasks: tales on request
 
 CORPUS_READ_SHARE = 0.4  # of the budget spent reading where a person's own text is to be read
 _TALE_SHARE = 0.5  # of the examples read
@@ -51,6 +53,7 @@ class Curriculum:
         read_share: share of the budget for the first stage; None = the track's, or more where there
             is a corpus.
         practice_share: share of the budget for the last stage.
+        tales: share of what is practised there that is tales on request.
         track: how much is talked and told, and with which words.
         prose: texts to read besides the tales.
     """
@@ -58,8 +61,9 @@ class Curriculum:
     def __init__(
         self, tasks: Mapping[str, Task], tokenizer: Tokenizer, facts: Mapping[str, str],
         corpus: Corpus | None = None, read_share: float | None = None, practice_share: float = 0.0,
-        track: Track = SHORT, prose: Sequence[str] = (),
+        track: Track = SHORT, prose: Sequence[str] = (), tales: float = 0.0,
     ) -> None:
+        self.tales = tales
         self.tasks, self.tokenizer, self.facts = dict(tasks), tokenizer, dict(facts)
         self.corpus, self.track, self.prose = corpus, track, tuple(prose)
         if read_share is None:
@@ -77,6 +81,12 @@ class Curriculum:
         """A training question, of a task drawn with the present weights."""
         names, weights = list(self.weights), list(self.weights.values())
         return sample(self.tasks[rng.choices(names, weights)[0]], rng)
+
+    def challenge(self, rng: Random) -> Question | TaleRequest:
+        """What to practise: a question, or a tale that is asked for."""
+        if self.tales and rng.random() < self.tales:
+            return tale_request(rng, self.track.lexicon)
+        return self.question(rng)
 
     def maker(self, stage: str) -> MakeExample:
         """A function that draws one example of "read" or "answer" with the present weights."""

@@ -11,6 +11,7 @@ question.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from random import Random
 
 from gossamer.chat.lexicon import NAMES, PREPOSITION, SMALL, Lexicon
@@ -19,7 +20,7 @@ from gossamer.chat.narrative import Tale, numbered_tale
 from gossamer.chat.task import ARROW, Task, final_part, is_held_out, pick, sample
 from gossamer.chat.tasks import TASKS
 
-__all__ = ["FACTS", "draw_dialogue"]
+__all__ = ["FACTS", "TaleRequest", "draw_dialogue", "tale_request"]
 
 Exchange = tuple[str, str]  # what the user says, what the assistant says
 
@@ -198,11 +199,30 @@ def _word(rng: Random, about: Mapping[str, str]) -> list[Exchange]:
     return exchanges
 
 
+@dataclass(frozen=True)
+class TaleRequest:
+    """Words that ask for a tale, and the thing it is to be about; "" for any."""
+
+    text: str
+    thing: str = ""
+
+
+def tale_request(rng: Random, lexicon: Lexicon) -> TaleRequest:
+    """What somebody asks who wants a tale."""
+    return _request(rng, pick(rng, lexicon.things))
+
+
+def _request(rng: Random, thing: str) -> TaleRequest:
+    """For a tale with this thing ("" if it has none), which the words need not name."""
+    if thing and rng.random() < 0.6:
+        return TaleRequest(pick(rng, _TALE_ABOUT).format(thing), thing)
+    return TaleRequest(pick(rng, _TALE_REQUESTS))
+
+
 def _tale(rng: Random, lexicon: Lexicon) -> list[Exchange]:
     """A tale on request; then perhaps a question about its end."""
     tale = numbered_tale(int(rng.random() * lexicon.tales), lexicon)
-    about = tale.thing and rng.random() < 0.6
-    asked = pick(rng, _TALE_ABOUT if about else _TALE_REQUESTS).format(tale.thing)
+    asked = _request(rng, tale.thing).text
     asked_then = _about_end(rng, tale) if rng.random() < 0.4 else []
     return [(asked, tale.text), *asked_then]
 

@@ -1,7 +1,8 @@
 """Reinforcement: the model tries, is told what was right, and does more of that. Layer 7.
 
 Several replies are drawn for each question. A reply's reward is 1 if it is the reference reply,
-its advantage A the reward less the mean of its group, and the loss
+and a tale's if it can be read, contradicts itself nowhere and is about what was asked for. Its
+advantage A is the reward less the mean of its group, and the loss
 
     sum over tokens of A * -log p(token)  /  number of tokens
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -25,16 +27,18 @@ import numpy as np
 import gossamer as gs
 import gossamer.nn.functional as F
 from gossamer.chat.calculator import Calculator
+from gossamer.chat.dialogues import TaleRequest
 from gossamer.chat.engine import Engine, Reply, Request, Sampling
 from gossamer.chat.evaluate import Figure, to_conversation
 from gossamer.chat.exercises import Drawing, exercise, solve
+from gossamer.chat.parser import check_story
 from gossamer.chat.task import Question
 from gossamer.chat.tokenizer import Tokenizer
 from gossamer.models.gpt import GPT
 
 __all__ = ["Attempts", "Practice", "practice_loss"]
 
-ROW = 128  # positions of one attempt, question included
+ROW, TALE_ROW = 128, 256  # positions of one attempt, question included
 _STEP = 32  # attempts are as wide as the longest, in such steps: few shapes to compile
 _MEASURED = 192  # held-out questions of all tasks: an error of 3 % at most, in 2 s of two cores
 _REDRAWS = 50  # questions in a row too long for ROW: then something else is wrong
@@ -59,13 +63,22 @@ class Attempts:
     solved: float
 
 
+@dataclass(frozen=True)
+class _Trial:
+    """Something to try: ids of a prompt, positions with the reply, and whether a reply is right."""
+
+    prompt: list[int]
+    room: int
+    is_right: Callable[[Reply], bool]
+
+
 class Practice:
     """Draws attempts of a model that is being trained.
 
     Args:
         model: as it is at each call.
         tokenizer: its tokenizer.
-        draw: a question of the training side.
+        draw: a question of the training side, or what asks for a tale.
         questions: a step.
         samples: replies to each (k).
         temperature: of the sampling.
@@ -73,13 +86,14 @@ class Practice:
     """
 
     def __init__(
-        self, model: GPT, tokenizer: Tokenizer, draw: Callable[[Random], Question], *,
+        self, model: GPT, tokenizer: Tokenizer, draw: Callable[[Random], Question | TaleRequest], *,
         questions: int = 8, samples: int = 8, temperature: float = 1.0, seed: int = 0,
     ) -> None:
         self.tokenizer, self.draw = tokenizer, draw
         self.questions, self.samples = questions, samples
         self.temperature, self.seed = temperature, seed
-        self.length = min(ROW, model.config.sequence_len)
+        self.length, self.longest = (min(n, model.config.sequence_len) for n in (ROW, TALE_ROW))
+        self._told = set[str]()  # tales of a step: one told again earns nothing
         self._engine = Engine(model, rows=questions * samples)
 
     def attempt(self, step: int) -> Attempts:
@@ -90,17 +104,19 @@ class Practice:
         """
         rng = Random(f"practice:{self.seed}:{step}")
         self._engine.reset()  # what it has cached was computed with other weights
-        asked = [self._question(rng) for _ in range(self.questions)]
-        replies = [self._submit(prompt, rng) for prompt, _ in asked for _ in range(self.samples)]
+        self._told.clear()
+        trials = [self._trial(rng) for _ in range(self.questions)]
+        replies = [self._submit(t, rng) for t in trials for _ in range(self.samples)]
         while self._engine.busy:
             self._engine.step()
         longest = max(len(reply.request.ids) + len(self._said(reply)) for reply in replies)
-        shape = (len(replies), min(-(-(longest - 1) // _STEP) * _STEP, self.length) + 1)
+        room = max(trial.room for trial in trials)
+        shape = (len(replies), min(-(-(longest - 1) // _STEP) * _STEP, room) + 1)
         ids = np.full(shape, self.tokenizer.bos, np.int64)
         chosen, advantages = np.zeros(shape, np.bool_), np.zeros(shape, np.float32)
         groups = [replies[i : i + self.samples] for i in range(0, len(replies), self.samples)]
-        rewards = np.array([[self._said(reply) == right for reply in group]
-                            for group, (_, right) in zip(groups, asked, strict=True)], np.float32)
+        rewards = np.array([[trial.is_right(reply) for reply in group]
+                            for group, trial in zip(groups, trials, strict=True)], np.float32)
         gains = (rewards - rewards.mean(axis=1, keepdims=True)).reshape(-1)
         for row, reply in enumerate(replies):
             start = len(reply.request.ids)
@@ -136,20 +152,36 @@ class Practice:
                            if f.name in ("pass@1", f"pass@{self.samples}")]
         return found
 
-    def _question(self, rng: Random) -> tuple[list[int], list[int]]:
-        """Ids of a prompt, and of the right reply with its end."""
+    def _trial(self, rng: Random) -> _Trial:
+        """What is tried next."""
         for _ in range(_REDRAWS):
-            conversation = to_conversation(self.draw(rng))
+            drawn = self.draw(rng)
+            if isinstance(drawn, TaleRequest):
+                prompt = self.tokenizer.render_prompt([{"role": "user", "content": drawn.text}])
+                return _Trial(prompt, self.longest, partial(self._tells, drawn.thing))
+            conversation = to_conversation(drawn)
             prompt = self.tokenizer.render_prompt(conversation[:1])
             ids, _ = self.tokenizer.render(conversation)
             if len(ids) <= self.length:
-                return prompt, ids[len(prompt):]
+                return _Trial(prompt, self.length, partial(self._says, ids[len(prompt):]))
         raise ValueError(f"Practice: {_REDRAWS} questions in a row have more than {self.length} "
                          "tokens with their replies; draw shorter ones.")
 
-    def _submit(self, prompt: list[int], rng: Random) -> Reply:
+    def _says(self, right: list[int], reply: Reply) -> bool:
+        """Whether a reply is the right one."""
+        return self._said(reply) == right
+
+    def _tells(self, thing: str, reply: Reply) -> bool:
+        """Whether a reply is a tale with this thing in it, told for the first time in this step."""
+        text = self.tokenizer.decode([token.id for token in reply.tokens]).strip()
+        if reply.finish != "stop" or text in self._told or thing not in text:
+            return False
+        self._told.add(text)
+        return check_story(text).consistent
+
+    def _submit(self, trial: _Trial, rng: Random) -> Reply:
         return self._engine.submit(Request(
-            prompt, max_tokens=self.length - len(prompt),
+            trial.prompt, max_tokens=trial.room - len(trial.prompt),
             sampling=Sampling(self.temperature, seed=rng.getrandbits(32)),
             stop=(self.tokenizer.assistant_end,), follow=Calculator(self.tokenizer).follow))
 

@@ -23,7 +23,7 @@ from rich.table import Table
 import gossamer as gs
 from gossamer.chat.checkpoint import find_checkpoint, find_run, latest, load_model
 from gossamer.chat.corpus import Corpus, find_shards, pin
-from gossamer.chat.curriculum import Curriculum, tokenizer_corpus
+from gossamer.chat.curriculum import TALE, Curriculum, tokenizer_corpus
 from gossamer.chat.dial import Dial, turn
 from gossamer.chat.dialogues import FACTS
 from gossamer.chat.engine import Engine
@@ -103,9 +103,11 @@ class SpeedrunOptions:
         borders: whether attention ends where one example ends and the next begins.
         without, having: features of the model switched off or on, of `models.gpt.SWITCHES`.
         data: a person's own files and folders, to be read besides.
-        practice: share of the training for reinforcement, at its end.
+        practice: share of the training for reinforcement, at its end; None = the track's, which
+            practises telling tales.
         start: a run, or one of its checkpoints, to go on from instead of from nothing.
-        tasks: names of the tasks to train on; none = all. The exam always asks all.
+        tasks: names of the tasks to train on; none = all. The exam always asks all. "tale": to
+            practise telling tales, that are read and checked sentence by sentence.
         attempts: questions of a step of reinforcement, and replies to each.
         prose: whether to read the help texts and docstrings of this Python besides.
         steps: length of the training instead of `minutes`; 0 = by the clock.
@@ -127,7 +129,7 @@ class SpeedrunOptions:
     without: tuple[str, ...] = ()
     having: tuple[str, ...] = ()
     data: tuple[str, ...] = ()
-    practice: float = 0.0
+    practice: float | None = None
     start: str = ""
     tasks: tuple[str, ...] = ()
     attempts: tuple[int, int] = (8, 8)
@@ -406,10 +408,12 @@ def _trainer(
     )
     settings = plan(options)[1].settings(settings, model.config)
     track = track_for(model.config.n_layer)
-    tasks = {name: track.tasks[name] for name in options.tasks} or track.tasks
+    tasks = {name: track.tasks[name] for name in options.tasks if name != TALE} or track.tasks
+    tales = 1 / len(options.tasks) if TALE in options.tasks else float(options.practice is None)
+    practice = track.practice if options.practice is None else options.practice
     read_share = 0.0 if options.start and corpus is None else None
-    curriculum = Curriculum(tasks, tokenizer, about, corpus, read_share, options.practice,
-                            track, _prose(options))
+    curriculum = Curriculum(tasks, tokenizer, about, corpus, read_share, practice,
+                            track, _prose(options), tales)
     return Trainer(model, curriculum, settings, folder, Display(console), clock)
 
 
@@ -419,9 +423,9 @@ def _new_folder(options: SpeedrunOptions) -> Path:
     Making it is also how two runs that start at once agree on who has which name.
     """
     check_optimizer(options.optimizer)
-    if unknown := sorted(set(options.tasks) - set(TASKS)):
+    if unknown := sorted(set(options.tasks) - {*TASKS, TALE}):
         raise ValueError(f"--task {unknown[0]}: there is no such task; choose of "
-                         f"{', '.join(TASKS)}.")
+                         f"{', '.join(TASKS)}, {TALE}.")
     if options.start:
         find_checkpoint(options.root, options.start)  # before a folder is made
     if options.name and Path(options.name).name != options.name:

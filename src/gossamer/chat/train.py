@@ -175,7 +175,7 @@ class Trainer:
     def _practised(self) -> Practice:
         """Made when practice begins: it has a cache of keys and values."""
         questions, samples = self.settings.attempts
-        return Practice(self.model, self.tokenizer, self.curriculum.question,
+        return Practice(self.model, self.tokenizer, self.curriculum.challenge,
                         questions=questions, samples=samples, seed=self.settings.seed)
 
     @property
@@ -423,7 +423,7 @@ class Trainer:
         Nothing where there is no practice. Nothing is learned from them.
         """
         asked = {name: self.exam[name] for name in self.curriculum.tasks if name in self.exam}
-        if not asked or not self.curriculum.practice_share:
+        if not asked or not self.curriculum.practice_share or self.curriculum.tales == 1.0:
             return
         training = self.model.training
         self.model.eval()

@@ -134,9 +134,10 @@ def speedrun_command(
                            "besides.")
     ] = False,
     practice: Annotated[
-        float, typer.Option(min=0.0, max=0.9, metavar="SHARE", help="Of the training, at its end, "
-                            "for reinforcement: own replies, rewarded if right.")
-    ] = 0.0,
+        float | None, typer.Option(
+            min=0.0, max=0.9, metavar="SHARE", show_default="0; of an hour 0.08, for tales",
+            help="Of the training, at its end, for reinforcement: own replies, rewarded if right.")
+    ] = None,
     steps: Annotated[
         int, typer.Option(min=0, metavar="N", help="Length of the training instead of --minutes: "
                           "the same run, bit for bit, however fast the machine. 0: by the clock.")
@@ -168,7 +169,8 @@ def practice_command(
     run: Run = None,
     task: Annotated[
         list[str] | None, typer.Option(metavar="TASK", show_default="all",
-                                       help="What to practise; may be given several times.")
+                                       help="What to practise, a task or \"tale\" (telling "
+                                       "stories); may be given several times.")
     ] = None,
     steps: Annotated[int, typer.Option(min=1, metavar="N", help="Of reinforcement.")] = 60,
     attempts: Annotated[
