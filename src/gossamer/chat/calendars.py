@@ -87,17 +87,24 @@ def _later(year: int, month: int, day: int, steps: int) -> tuple[int, int, int]:
 
 
 def _date_answer(facts: DateFacts) -> str:
-    """The day summed, the month's length, then the date: `27+3=30 of 29 => 2024-03-01`.
+    """The day summed, the month's length, then the date: `28+3=31 of 30 => 2024-05-01`.
 
-    Between two dates: what is left of the first month, and the days of the next: `29-27=2+1 => 3`.
+    Between two dates: what is left of the first month, and the days of the next: `30-28=2+1 => 3`.
+    Before February's length stands what decides it: `24=4*6 27+3=30 of 29 => 2024-03-01`.
     """
     kind, year, month, day, steps = facts
     length, end = _month_length(year, month), _later(year, month, day, steps)
+    fours = f"{_by_four(year % 100)} " if month == 2 else ""
     if kind == "after":
-        return f"{day}+{steps}={day + steps} of {length}{ARROW}" + _iso(*end)
+        return f"{fours}{day}+{steps}={day + steps} of {length}{ARROW}" + _iso(*end)
     if end[1] == month:
         return f"{end[2]}-{day}{ARROW}{steps}"
-    return f"{length}-{day}={length - day}+{end[2]}{ARROW}{steps}"
+    return f"{fours}{length}-{day}={length - day}+{end[2]}{ARROW}{steps}"
+
+
+def _by_four(n: int) -> str:
+    """`24=4*6`, `23=4*5+3`."""
+    return f"{n}=4*{n // 4}" + (f"+{n % 4}" if n % 4 else "")
 
 
 def _iso(year: int, month: int, day: int) -> str:
