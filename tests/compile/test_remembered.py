@@ -21,6 +21,7 @@ special = import_module("gossamer.compile.special")
 
 # 0, 1 and 2 are special, 8 and less are short of a vector, 16 and 64 are whole vectors
 LENGTHS = (0, 1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 64, 100)
+LARGE = ((1500, 1500), (1, 500_000), (500_000, 1))  # cut into chunks for several threads
 
 STRUCTURES: dict[str, Callable[[gs.Tensor], gs.Tensor]] = {
     "softmax": lambda x: (x.tanh() * 2).softmax(-1).sum(),
@@ -67,7 +68,7 @@ def test_another_size_is_the_kernel_that_would_be_written(name: str, twins: list
     shapes = list(itertools.product(LENGTHS, LENGTHS))
     rng.shuffle(shapes)
     graphs = []
-    for rows, columns in shapes[:60]:
+    for rows, columns in [*shapes[:60], *LARGE]:
         if rows and columns:
             x = gs.from_numpy(np.zeros((rows, columns), np.float32))
             graphs.append(STRUCTURES[name](x)._node)
@@ -114,6 +115,33 @@ def test_what_the_writer_looks_at_is_told_apart(twins: list[bool]) -> None:
             compiled((view.sin() + 1)._node)
             compiled((view * 2).sum(-1)._node)
     assert any(twins) and not all(twins)
+
+
+def test_a_chunk_is_a_part_after_a_small_kernel_too(rng: np.random.Generator) -> None:
+    """One text for a bias and a weight that are updated in place, the small one written first: no
+    chunk of the large one may start at its beginning and add twice."""
+    remembered.forget()
+    engine.clear()
+    small = gs.from_numpy(rng.standard_normal(300).astype(np.float32))
+    large = gs.from_numpy(rng.standard_normal(1_000_000).astype(np.float32))
+    before = [t.numpy().copy() for t in (small, large)]
+
+    @gs.compile
+    def step() -> None:
+        small.add_(small.tanh())
+        large.add_(large.tanh())
+
+    threads = gs.get_num_threads()
+    gs.set_num_threads(2)
+    try:
+        step()
+        got = [small.numpy(), large.numpy()]
+    finally:
+        gs.set_num_threads(threads)
+    calls = [c for p in step.programs() for c in p.compiled.calls]
+    assert any(c.n > c.grain > 0 for c in calls)
+    for x, y in zip(before, got, strict=True):
+        np.testing.assert_allclose(y, x + np.tanh(x), rtol=1e-6, atol=1e-6)
 
 
 def test_constants_are_part_of_a_structure(twins: list[bool]) -> None:

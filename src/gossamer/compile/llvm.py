@@ -153,7 +153,7 @@ class _KernelWriter:
             avx512=vector_bytes == 64)
         self.values = ValueWriter(self.builder, self.width, self.vector, specialize)
         self.specialize = specialize
-        self.cut = True  # whether the kernel may be called for a part of its parallel extent
+        self.whole = False  # whether every call is for the whole parallel extent
         self.lane_axis = next((a for a in [*kernel.kept, *kernel.reduced]
                                if a.name == self.vector), None)
         self.unroll = 4 if self.operations <= 12 else 2 if self.operations <= 40 else 1
@@ -171,7 +171,7 @@ class _KernelWriter:
         kernel = self.kernel
         others = [a for a in kernel.kept if a.name != self.vector]
         lanes_kept = self.vector is not None and self.vector in {a.name for a in kernel.kept}
-        self.cut = grain > 0
+        self.whole = self.specialize and grain == 0  # words of sizes may be those of larger loops
         copied = kernel.copied()
         if copied is None:
             self._streaming(lambda: self._loops(lanes_kept, others))
@@ -223,7 +223,7 @@ class _KernelWriter:
     def _loops(self, lanes_kept: bool, others: list[Axis]) -> None:
         """The parallel loop: over lanes, or over the other kept axes, or one row."""
         if lanes_kept and not others:
-            if not self.cut:
+            if self.whole:
                 self._rows(lanes_kept)
                 return
             self._hoist({self.vector or ""})
