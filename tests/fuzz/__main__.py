@@ -7,6 +7,7 @@ Unlike the test, it goes on after a failure and prints every distinct one as a p
 from __future__ import annotations
 
 import argparse
+import contextlib
 import faulthandler
 import importlib
 import importlib.util
@@ -22,6 +23,7 @@ from typing import Any
 
 import gossamer as gs
 from gossamer.ir.node import toposort
+from tests.fuzz import chunks
 from tests.fuzz.machine import STEPS, Leaf, Machine, Program
 from tests.fuzz.ways import REFUSALS, check, leaves_of
 
@@ -132,12 +134,19 @@ def main() -> int:
     parser.add_argument("--no-torch", action="store_true")
     parser.add_argument("--no-shrink", action="store_true")
     parser.add_argument("--progress", action="store_true", help="print numbers, to see a crash's")
+    parser.add_argument("--chunks", action="store_true", help="cut every kernel for two threads")
     parser.add_argument("--survey", action="store_true", help="count what the programs reach")
     options = parser.parse_args()
     if options.survey:
         survey(options.seed, options.count)
         return 0
     faulthandler.enable()
+    with chunks.everywhere() if options.chunks else contextlib.nullcontext():
+        return run(options)
+
+
+def run(options: argparse.Namespace) -> int:
+    """The programs asked for; 1 if one failed."""
     torch = None
     if not options.no_torch and importlib.util.find_spec("torch") is not None:
         torch = importlib.import_module("torch")

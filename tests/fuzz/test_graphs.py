@@ -13,6 +13,7 @@ from typing import Any
 
 from hypothesis import given, settings, strategies as st
 
+from tests.fuzz import chunks
 from tests.fuzz.machine import STEPS, Leaf, Program
 from tests.fuzz.ways import check
 
@@ -41,3 +42,15 @@ PROGRAMS = st.builds(
 @given(PROGRAMS)
 def test_all_ways_agree(program: Program) -> None:
     check(program, torch)
+
+
+def test_all_ways_agree_in_chunks() -> None:
+    """In chunks of one index or one vector, as only large tensors are cut otherwise; sizes follow
+    one another at random, so that a kernel made for one is used for others."""
+    @settings(max_examples=40)
+    @given(PROGRAMS)
+    def agree(program: Program) -> None:
+        check(program, torch)
+
+    with chunks.everywhere():
+        agree()
