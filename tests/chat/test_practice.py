@@ -150,7 +150,8 @@ def make_trainer(tokenizer: Tokenizer, model: GPT, folder: Path, steps: int) -> 
     """Some steps of teaching, then practice; the clock stands still."""
     plan = Curriculum({"spell": LETTERS}, tokenizer, {}, practice_share=0.5)
     settings = TrainSettings(seconds=1e9, batch_size=2, quizzes=0, checkpoint_seconds=1e12,
-                             steps=steps, schedule=Schedule(warmup_steps=1, warmdown=0.0))
+                             steps=steps, schedule=Schedule(warmup_steps=1, warmdown=0.0),
+                             practice_rate=1.0)
     trainer = Trainer(model, plan, settings, folder, clock=lambda: 0.0)
     trainer.display = Display(Console(quiet=True))
     plan.stage_at = (  # type: ignore[method-assign]
@@ -179,6 +180,38 @@ def test_practice_lifts_a_task_and_resumes_bit_for_bit(
     assert second.history.practice == straight.history.practice
     for name, value in straight.model.state_dict().items():
         assert np.array_equal(value.numpy(), second.model.state_dict()[name].numpy()), name
+
+
+def test_practice_at_the_end_of_a_run_rehearses(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """What else was taught is read beside it, at rates of its own; alone it reads nothing."""
+    taken: dict[float, list[int]] = {}
+    for share in (0.5, 1.0):
+        trainer = make_trainer(tokenizer, make_model(tokenizer), tmp_path / str(share), TAUGHT + 3)
+        trainer.curriculum.practice_share = share
+        learn = trainer._learn
+        seen = taken[share] = []
+
+        def counted(batches, trainer=trainer, learn=learn, seen=seen):
+            seen.append(trainer.step)
+            return learn(batches)
+
+        trainer._learn = counted  # type: ignore[method-assign]
+        trainer.run()
+    assert taken == {0.5: [*range(TAUGHT + 3)], 1.0: [*range(TAUGHT)]}
+    assert len(trainer.history.practice) == 3
+
+
+def test_rates_fall_before_practice(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    trainer = make_trainer(tokenizer, make_model(tokenizer), tmp_path, 4)
+    trainer.settings = replace(trainer.settings, practice_rate=0.25, schedule=Schedule(0, 0.5, 0.0))
+    base = trainer._base_lrs[0][0]
+    for progress, factor in ((0.0, 1.0), (0.25, 1.0), (0.375, 0.5), (0.4995, 0.002), (0.5, 0.25),
+                             (0.9, 0.25)):
+        trainer._set_rates(progress)
+        assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(base * factor)
+    trainer.curriculum.practice_share = 1.0  # practice alone has the run's schedule
+    trainer._set_rates(0.75)
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(base * 0.5)
 
 
 def test_a_trained_model_practises_on(tmp_path: Path) -> None:

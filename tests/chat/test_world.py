@@ -80,6 +80,12 @@ def test_told_stories_are_read_and_hold() -> None:
     assert {tale.plot for tale in TALES} == set(plots())
 
 
+def test_the_people_of_a_tale_are_a_girl_and_a_boy() -> None:
+    for tale in TALES:
+        people = {who for moment in tale.trace for who in moment.place if who in GENDER}
+        assert len({GENDER[who] for who in people}) == len(people) <= 2, tale.text
+
+
 def test_texts_are_english() -> None:
     vowel = re.compile("[aeiou]|hour")
     for tale in TALES:

@@ -3,11 +3,13 @@
 Two stages share one stream format. "read" is pretraining, with every token supervised: tales,
 people's prose where it is asked for, solved questions and dialogues. "answer" has the questions,
 several in a chat, and the dialogues, and supervises the replies only. A person's own documents, if
-there are any, are read besides in both. A third, "practice", has no examples: there the model's own
-replies are judged (`practice.py`). Between them and later a short quiz on training questions sets
+there are any, are read besides in both. In a third, "practice", the model's own replies are judged
+(`practice.py`); at the end of a run, examples of "answer" are rehearsed beside it, for what is
+practised alone displaces the rest. Between them and later a short quiz on training questions sets
 the tasks' weights: a task that is answered well is asked less often.
 
-Source: weights by loss are the idea of Graves et al. 2017 ("Automated Curriculum Learning").
+Sources: weights by loss are the idea of Graves et al. 2017 ("Automated Curriculum Learning"),
+rehearsal that of Robins 1995 ("Catastrophic forgetting, rehearsal and pseudorehearsal").
 """
 
 from __future__ import annotations
@@ -70,6 +72,11 @@ class Curriculum:
             read_share = track.read_share if corpus is None else CORPUS_READ_SHARE
         self.read_share, self.practice_share = read_share, practice_share
         self.weights = {name: task.share for name, task in tasks.items()}
+
+    @property
+    def rehearses(self) -> bool:
+        """Whether practice is the end of a run that taught more than is practised."""
+        return 0.0 < self.practice_share < 1.0
 
     def stage_at(self, progress: float) -> str:
         """ "read", "answer" or "practice", by the elapsed share of the budget."""

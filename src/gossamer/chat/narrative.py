@@ -166,9 +166,12 @@ class Teller:
         return Mention(slot, 0, value)
 
     def _candidates(self, kind: str) -> list[str]:
-        """Words for someone or something new."""
+        """Words for someone or something new. The people of a tale are a girl and a boy, so that
+        he and she say which of them is meant."""
         words = {"person": self.lexicon.names, "thing": self.lexicon.things,
                  "animal": self.lexicon.animals, "place": self.lexicon.places,
                  "weather": self.lexicon.weather, "glad": self.lexicon.glad,
                  "sad": self.lexicon.sad, "skill": self.lexicon.skills}[kind]
-        return [word for word in words if word not in self._values.values()]
+        there = {GENDER[value] for value in self._values.values() if value in GENDER}
+        return [word for word in words
+                if word not in self._values.values() and GENDER.get(word) not in there]

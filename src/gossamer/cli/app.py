@@ -135,7 +135,7 @@ def speedrun_command(
     ] = False,
     practice: Annotated[
         float | None, typer.Option(
-            min=0.0, max=0.9, metavar="SHARE", show_default="0; of an hour 0.08, for tales",
+            min=0.0, max=0.9, metavar="SHARE", show_default="0; of an hour 0.1, for tales",
             help="Of the training, at its end, for reinforcement: own replies, rewarded if right.")
     ] = None,
     steps: Annotated[
