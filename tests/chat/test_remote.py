@@ -362,6 +362,30 @@ def test_two_processes_bring_it_once(start: Start) -> None:
     assert found == [TEXT] * 6 and len(server.does.asked) == 1
 
 
+@pytest.mark.parametrize("moment", [1, 2])
+def test_a_part_that_is_moved_while_one_waits_for_it(
+    moment: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever had it is done at the worst moment: after the lock, before this look at the file."""
+    fcntl = pytest.importorskip("fcntl", reason="files are locked by POSIX calls only")
+    part, looks, stat = tmp_path / "a.part", list[Path](), Path.stat
+
+    def look(path: Path, **options: bool) -> os.stat_result:
+        if path == part:
+            looks.append(path)
+            if len(looks) == moment:
+                part.unlink()
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", look)
+    with transfer._held(part):
+        assert looks and (moment > 1 or part.exists())
+        with part.open("ab") as other, pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with part.open("ab") as other:  # nobody holds it any more
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def test_no_room(start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     server = start(files={"/data/a.txt": TEXT})
     monkeypatch.setattr(transfer, "KEEP_FREE", 1 << 60)

@@ -356,19 +356,28 @@ def _held(part: Path) -> Iterator[None]:
         yield
         return
     while True:
-        file = part.open("ab")
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(file, fcntl.LOCK_EX)
-        if part.exists() and os.path.samestat(os.fstat(file.fileno()), part.stat()):
-            break
-        file.close()  # while we waited it was renamed or removed
-    with file:
-        yield
+        with part.open("ab") as file:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if _still_at(part, file):  # else it was renamed or removed while we waited
+                yield
+                return
+
+
+def _still_at(path: Path, file: BinaryIO) -> bool:
+    """Whether an open file is the one at a path, which others may move at any moment."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _size(part: Path) -> int:
     """Bytes that have come; 0 where the file is gone."""
-    return part.stat().st_size if part.is_file() else 0
+    try:
+        return part.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _put(file: BinaryIO, block: bytes) -> None:
