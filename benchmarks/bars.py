@@ -210,8 +210,8 @@ EXPLAINED: dict[tuple[str, str], str] = {
     ("decode, share of memory's bandwidth", ""):
         "memory gave two threads 61, 39, 36 and 33 GB/s in four runs, so the share moves with the "
         "run: at 33 a token took 6.2 ms, .70. The products read 28.5 GB/s then; .3 to .5 ms of a "
-        "token are Python, .17 rounding activations. Larger chunks changed nothing; q, k, v as one "
-        "product, and gate and up, would save three of seven calls a layer.",
+        "token are Python, .17 rounding activations. Larger chunks changed nothing, nor did q, k "
+        "and v, and gate and up, in one parallel region each.",
     ("gpt float32, best peer", ""):
         "1.50, 1.27, 1.36 and 1.34 in four runs; in the last three ours took .975 to 1.02 s, the "
         "best peer 1.24 to 1.38. The step is at .79 of the roofline, its products at .85 to .90.",
