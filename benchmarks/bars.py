@@ -253,7 +253,7 @@ def table(records: Sequence[Record]) -> list[str]:
     head = ["bar", "workload", "threads", "demanded", "measured", "against", "met"]
     summed = (f"{counts[True]} bars met, {counts[False]} not, {counts[None]} not measured; a line "
               "each workload and number of threads.")
-    return [summed, "", *report.markdown(head, body), "", *notes]
+    return [summed, "", *report.markdown(head, body), "", *notes, ""]
 
 
 def _with_bandwidth(records: Sequence[Record]) -> list[Record]:

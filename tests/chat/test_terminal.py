@@ -175,6 +175,15 @@ def test_an_edit_begins_as_the_message(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(hooks) == 2 and hooks[1] is None
 
 
+def test_what_is_piped_in_reads_as_typed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hi\n/quit\n"))
+    talk, _ = session("hello")
+    run_chat(talk, Console(file=sys.stdout, width=200))
+    assert "you > hi\nbot > hello\n" in capsys.readouterr().out
+
+
 def test_ctrl_c_ends_the_reply_not_the_chat() -> None:
     talk, parrot = session("hello")
     whole = parrot.generate

@@ -102,8 +102,20 @@ class ChatSession:
         del self.messages[-2:]
 
 
+def read_shown(prompt: str) -> str:
+    """`input`, whose line is shown also where no terminal does so: what is piped in reads as typed.
+
+    Raises:
+        EOFError: no line is left.
+    """
+    line = input(prompt)
+    if not sys.stdin.isatty():
+        print(line)
+    return line
+
+
 def run_chat(
-    session: ChatSession, console: Console, read_line: Callable[[str], str] = input,
+    session: ChatSession, console: Console, read_line: Callable[[str], str] = read_shown,
 ) -> None:
     """Read lines and answer them until /quit, Ctrl-D or Ctrl-C at the prompt.
 
