@@ -21,7 +21,8 @@ __all__ = ["PEERS", "ROOT", "Peer", "cores", "environment", "find"]
 
 ROOT = Path(__file__).resolve().parents[1]
 _STEERING = ("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "GOSSAMER_", "TORCH", "XLA_", "JAX_",
-             "NPROC", "PJRT_", "NUM_CPU_THREADS", "CACHEDB", "BEAM", "DEV")
+             "NPROC", "PJRT_", "NUM_CPU_THREADS", "CACHEDB", "BEAM", "DEV",
+             "PYTHONDONTWRITEBYTECODE")  # importing is not to mean compiling each time
 
 
 @dataclass(frozen=True)

@@ -141,12 +141,14 @@ def test_the_environment_is_made_here_and_nowhere_else(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.setenv("GOSSAMER_VERIFY", "1")
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     tuned = environment(PEERS["torch"], 2, tmp_path)
     assert tuned["OMP_NUM_THREADS"] == "2" and tuned["OMP_WAIT_POLICY"] == "PASSIVE"
     default = environment(PEERS["torch:default"], 2, tmp_path)
     assert "OMP_NUM_THREADS" not in default and "OMP_WAIT_POLICY" not in default
     ours = environment(PEERS["gossamer"], 1, tmp_path)
     assert "GOSSAMER_VERIFY" not in ours and ours["GOSSAMER_CACHE"].startswith(str(tmp_path))
+    assert "PYTHONDONTWRITEBYTECODE" not in ours
 
 
 @pytest.mark.skipif(not Path("/proc/stat").exists(), reason="needs /proc")
