@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from gossamer.core.collector import paused
+from gossamer.core.collector import passes, paused
 from gossamer.core.dtype import get_default_dtype
 from gossamer.core.errors import TraceError
 from gossamer.core.precision import get_float32_matmul_precision
@@ -98,12 +98,12 @@ class CompiledFunction:
                 "numbers that change as tensors, pad to a few shapes, or call the function "
                 "uncompiled.")
         self.traced += 1
-        start = time.perf_counter()
+        start, collected = time.perf_counter(), passes()
         with watch.span("trace", self.name):
             made = Specialization(self.function, spec, tensors)
         if made.inline:
             watch.note("uncompiled", f"{self.name} {_summary(made)}")
-        left = left_behind(made.born)
+        left = left_behind(made.born, young=passes() == collected)
         if left is not None:
             name, line = user_line(left)
             raise TraceError(

@@ -453,11 +453,16 @@ def _assign(t: Tensor, value: Data, where: Where) -> None:
     t._version += 1
 
 
-def left_behind(born: int) -> Node | None:
-    """The node of a tensor that a trace made, that outlives it, and that is not a constant."""
+def left_behind(born: int, young: bool = False) -> Node | None:
+    """The node of a tensor that a trace made, that outlives it, and that is not a constant.
+
+    Args:
+        born: the version of the first tensor of the trace.
+        young: the collector did not run since then, so that its youngest part holds them all.
+    """
     kinds = _kinds(Tensor)
-    for _ in range(2):
-        found = [o._node for o in gc.get_objects() if type(o) in kinds
+    for part in (0 if young else None, None):
+        found = [o._node for o in gc.get_objects(part) if type(o) in kinds
                  and _is_made(o) and root_of(o)._version >= born and _depends(o._node)]
         if not found:
             return None

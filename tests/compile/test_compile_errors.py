@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -82,7 +83,7 @@ def test_what_is_kept_aside_is_refused() -> None:
     class Holder:
         state = gs.zeros(2)
 
-    kept = []
+    kept, older = [], []
 
     def rebinds(x: Any) -> Any:
         Holder.state = Holder.state + x
@@ -92,7 +93,12 @@ def test_what_is_kept_aside_is_refused() -> None:
         kept.append(x * 2)
         return x
 
-    for f in (rebinds, appends):
+    def ages(x: Any) -> Any:
+        older.append(x * 3)
+        gc.collect()  # what is kept is no longer in the collector's youngest part
+        return x
+
+    for f in (rebinds, appends, ages):
         with pytest.raises(gs.TraceError, match=r"kept.*copy_"):
             gs.compile(f)(gs.ones(2))
 

@@ -165,8 +165,11 @@ class Joiner:
 
     def _partners(self, number: int) -> list[int]:
         shared: dict[int, int] = {}
+        find, touching = self.precedence.find, self.touching
         for key, nbytes in self.reach[number].bytes.items():
-            for other in {self.precedence.find(o) for o in self.touching.get(key, ())}:
+            known = touching.get(key, ())
+            # Most values are touched by one cluster: no set for them, this is asked n² times.
+            for other in {find(o) for o in known} if len(known) > 1 else map(find, known):
                 shared[other] = shared.get(other, 0) + nbytes
         shared.pop(number, None)
         return sorted(shared, key=lambda o: (-shared[o], -o))
