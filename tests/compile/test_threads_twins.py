@@ -74,6 +74,11 @@ def elementwise_of_views() -> Any:
     return lambda x, y: x.t() + y[:, ::2] * x[0, 0], (real(513, 611), real(611, 1026))
 
 
+@case("reduce_sum")
+def sums_down_columns() -> Any:
+    return lambda x: (x.sum(0).tanh(), (x * x).sum(0)), (real(3000, 300),)
+
+
 @case("mul")
 def bfloat16() -> Any:
     return lambda x: (x * 2 + 1).to(gs.bfloat16), (real(300_001).to(gs.bfloat16),)

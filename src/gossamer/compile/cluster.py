@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from gossamer.compile.lower import Space
 from gossamer.ir.node import Node, Shape
 
-__all__ = ["MAX_OPERATIONS", "MAX_WEIGHT", "MIN_ROWS", "SPLIT_WORK", "Cluster", "Position",
-           "Precedence", "canonical_space", "is_copied_concat", "listed", "weight"]
+__all__ = ["MAX_OPERATIONS", "MAX_WEIGHT", "MIN_ROWS", "SPLIT_WORK", "STREAMED_BYTES", "Cluster",
+           "Position", "Precedence", "canonical_space", "is_copied_concat", "listed", "weight"]
 
 MIN_ROWS = 8  # fewer rows than this do not occupy the cores: elementwise work stays apart
 SPLIT_WORK = 1 << 15  # elements of a reduction with few rows that are worth two stages
+STREAMED_BYTES = 1 << 20  # of what is summed down its columns, read row by row from here on
 MAX_OPERATIONS = 64  # nodes a cluster may hold: unbounded fusion explodes (Inductor's bound is 64)
 # Work of a cluster, in additions. 16 tanh (the time of compiling 100 of them with their gradient
 # fell by 3 against 64) keep the units busy far longer than a walk through cache, so a longer kernel

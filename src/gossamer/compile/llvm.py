@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from math import prod
 
 from gossamer.compile.builder import FunctionBuilder
 from gossamer.compile.calls import PLAIN, KernelSource, Word
+from gossamer.compile.cluster import STREAMED_BYTES
+from gossamer.compile.emitter import Emitter
 from gossamer.compile.llvm_values import Lane, Scope, ValueWriter
 from gossamer.core.dtype import DType, int64
 from gossamer.ir.index import Index, Var
@@ -32,6 +34,10 @@ CHUNK_WORK = 1 << 14  # elements a worker claims at a time
 # nothing would be left of them there. Layer norm of 4096 rows of 1024 takes 0.7 of the time.
 STREAM_BYTES = 1 << 24
 _MANY = 2  # turns of a loop; one turn needs no loop
+# Matrices of STREAMED_BYTES are added up row by row, as they lie in memory, on sums of all columns
+# in the first cache: 25 to 32 GB/s from memory. Column by column it is 13, and so it is with two
+# rows at a time: the processor fetches ahead what lies in one run.
+_SUMS_BYTES = 1 << 14  # of the sums, at most
 
 
 @dataclass(frozen=True)
@@ -146,7 +152,7 @@ class _KernelWriter:
         self.vector = choose_vector(kernel)
         values = kernel.values()
         self.width = vector_bytes // (8 if any(v.dtype.itemsize == 8 and v.dtype.kind == "f"
-                                               for v in values) else 4)
+                                               and self.vector in v.vars for v in values) else 4)
         self.operations = sum(v.data[0].cost if v.kind == "op" else 1.0 for v in values)
         self.builder = FunctionBuilder(
             "void @kernel(ptr noalias %args, i64 %lo, i64 %hi, i64 %tid)",
@@ -156,15 +162,44 @@ class _KernelWriter:
         self.whole = False  # whether every call is for the whole parallel extent
         self.lane_axis = next((a for a in [*kernel.kept, *kernel.reduced]
                                if a.name == self.vector), None)
-        self.unroll = 4 if self.operations <= 12 else 2 if self.operations <= 40 else 1
-        if kernel.reduced and self.lane_axis in kernel.kept:
-            if self.unroll == 4 and sum(len(p.reduces) for p in kernel.passes) <= 2:
-                self.unroll = 8  # columns: 512 bytes of a row at a time
+        self.streams = self._streams()
+        self.unroll = 2 if self.streams else self._unrolled()
+        if self._down_columns() and not self.streams:
             self.values.column = kernel.reduced[-1].name if specialize else None
-        if self.lane_axis is not None and specialize:
-            # No more lanes than there are points; whole vectors only need no masked loop.
-            while self.unroll > 1 and self.lane_axis.extent < self.unroll * self.width:
-                self.unroll //= 2
+
+    def _down_columns(self) -> bool:
+        """Whether rows are added to each other: lanes are columns."""
+        return bool(self.kernel.reduced) and self.lane_axis in self.kernel.kept
+
+    def _streams(self) -> bool:
+        """Whether rows are added to sums of all columns in the order in which they lie."""
+        k, axis = self.kernel, self.lane_axis
+        if not self.specialize or axis is None or not self._down_columns() or len(k.kept) < 2 \
+                or len(k.reduced) != 1 or len(k.passes) != 1 or any(k.inner_stores()):
+            return False
+        sizes = [r.value.dtype.itemsize for r in k.passes[0].reduces]
+        size = prod(a.extent for a in [*k.kept, *k.reduced]) * min(sizes, default=0)
+        return (size >= STREAMED_BYTES and axis.extent * sum(sizes) <= _SUMS_BYTES
+                and axis.extent > self._unrolled() * self.width)  # else rows are whole anyway
+
+    def _unrolled(self) -> int:
+        """Vectors worked off side by side: the fewer, the more is to be done with each."""
+        work = self.operations
+        if self._down_columns():  # what is done once a column, behind the loop, does not count
+            work = sum(v.data[0].cost if v.kind == "op" else 1.0
+                       for v in self.kernel.values(inner=True))
+        most = 4 if work <= 12 else 2 if work <= 40 else 1
+        if most == 4 and self._down_columns() \
+                and sum(len(p.reduces) for p in self.kernel.passes) <= 2:
+            most = 8  # 512 bytes of a row at a time
+        if self.lane_axis is None or not self.specialize:
+            return most
+        # No more lanes than there are points, and no rest if it can be: it would be walked alone.
+        vectors = self.lane_axis.extent // self.width
+        fits = [n for n in range(most, most // 2, -1) if n <= vectors and vectors % n == 0]
+        while most > 1 and self.lane_axis.extent < most * self.width:
+            most //= 2
+        return fits[0] if fits and self._down_columns() else most
 
     # the function -------------------------------------------------------------------------------
     def write(self, n: int, grain: int) -> Written:
@@ -241,9 +276,69 @@ class _KernelWriter:
         if lanes_kept:
             assert self.lane_axis is not None
             self._hoist({self.vector or ""})
+            if self.streams:
+                self._row_by_row()
+                return
             self._lane_loop("0", self.values.size(self.lane_axis.extent), self._body, whole=True)
         else:
             self._body([])
+
+    def _row_by_row(self) -> None:
+        """All rows added to sums of all columns; then what is done once a column."""
+        b, p, axis = self.builder, self.kernel.passes[0], self.kernel.reduced[0]
+        assert self.lane_axis is not None
+        extent = self.lane_axis.extent
+        room = -(-extent // self.width) * self.width
+        sums = {r.number: b.alloca(r.value.dtype.llvm, room) for r in p.reduces}
+
+        def add(lanes: list[Lane]) -> None:
+            slots = self._sums(p, lanes, sums)
+            self._point(p, lanes, slots)
+            for r, e, k, at in self._each_sum(p, lanes, sums):
+                e.store(b.load(e.t, slots[r.number][k]), at)
+
+        def begin(lanes: list[Lane]) -> None:
+            for r, e, _, at in self._each_sum(p, lanes, sums):
+                e.store(e.const(identity(r.combine, r.value.dtype)), at)
+
+        def finish(lanes: list[Lane]) -> None:
+            self._finish(p, lanes, self._sums(p, lanes, sums), False)
+            self._row_stores(p, lanes)
+
+        self._lane_loop("0", str(extent), begin, whole=True)
+        with b.loop("0", str(axis.extent)) as row, self._row(axis, row, []):
+            self._hoist({self.vector or ""})
+            self._lane_loop("0", str(extent), add, whole=True)
+        self._lane_loop("0", str(extent), finish, whole=True)
+
+    def _sums(self, p: Pass, lanes: list[Lane], sums: dict[int, str]) -> dict[int, list[str]]:
+        """Accumulators of some columns, with what was added so far."""
+        slots = self._accumulators(p, lanes, False)
+        for r, e, k, at in self._each_sum(p, lanes, sums):
+            self.builder.store(e.t, e.load(at), slots[r.number][k])
+        return slots
+
+    def _each_sum(self, p: Pass, lanes: list[Lane],
+                  sums: dict[int, str]) -> Iterator[tuple[Reduce, Emitter, int, str]]:
+        """(reduction, writer of its numbers, lane, where the lane's sums lie)."""
+        for r in p.reduces:
+            e = self.values.emitter(r.value.dtype, self.width)
+            for k, lane in enumerate(lanes):
+                yield r, e, k, self.builder.gep(sums[r.number], lane.start, r.value.dtype.llvm)
+
+    @contextmanager
+    def _row(self, axis: Axis, number: str, lanes: list[Lane]) -> Iterator[None]:
+        """Inside one row of a reduced axis: what is computed here is forgotten behind it."""
+        self.values.scope = Scope(self.values.scope)
+        outer = [lane.scope for lane in lanes]
+        for lane in lanes:
+            lane.scope = Scope(lane.scope)
+        self.values.env[axis.name] = number
+        yield
+        self._close()
+        del self.values.env[axis.name]
+        for lane, scope in zip(lanes, outer, strict=True):
+            lane.scope = scope
 
     def _open(self, axes: list[Axis], flat: str) -> None:
         """Enter a flattened loop: the axes' variables from the flat index."""
@@ -383,18 +478,10 @@ class _KernelWriter:
     def _nest(self, axes: list[Axis], p: Pass, lanes: list[Lane], slots: dict[int, list[str]],
               row_lanes: bool) -> None:
         if axes:
-            with self.builder.loop("0", self.values.size(axes[0].extent)) as i:
-                self.values.scope = Scope(self.values.scope)
-                outer = [lane.scope for lane in lanes]
-                for lane in lanes:
-                    lane.scope = Scope(lane.scope)
-                self.values.env[axes[0].name] = i
+            with self.builder.loop("0", self.values.size(axes[0].extent)) as i, \
+                    self._row(axes[0], i, lanes):
                 self._hoist({a.name for a in axes[1:]} | ({self.vector} if self.vector else set()))
                 self._nest(axes[1:], p, lanes, slots, row_lanes)
-                self._close()
-                del self.values.env[axes[0].name]
-                for lane, scope in zip(lanes, outer, strict=True):
-                    lane.scope = scope
         elif row_lanes:
             assert self.lane_axis is not None
             self._lane_loop("0", self.values.size(self.lane_axis.extent),

@@ -15,6 +15,7 @@ from math import prod
 from typing import Any
 
 from gossamer.compile.attention import rows_of
+from gossamer.compile.cluster import STREAMED_BYTES
 from gossamer.compile.contraction import Product, canonical_operand, describe, strides_of
 from gossamer.compile.implicit import View
 from gossamer.compile.schedule import MIN_ROWS, SPLIT_WORK, canonical_space
@@ -31,6 +32,7 @@ _MEMORY = frozenset({"argsort", "quantized_linear"})  # operators that read thei
 _LARGE = 16  # least extent of products that low precision makes faster: others only read
 _SHORT = 96  # rows of a product that are too few to pack the other operand for
 _FEW_PARTS = 8  # of a concatenation that its readers choose from: a select each
+_CORES = 8  # parts of a matrix that is summed down its columns: memory is not faster for more
 _PARTS = 64  # stages of a long reduction: enough for any number of cores this is made for
 
 
@@ -254,13 +256,15 @@ def _flat_product(b: Rebuilder, node: Node, x: Node, y: Node, batch: int, summed
 
 
 def _reduction(b: Rebuilder, node: Node, x: Node) -> Node:
-    """Two stages when few rows share much work: parts of fixed number, then the parts together."""
+    """Two stages when few rows share much work, and for sums of large columns, of which each core
+    is to read whole rows: parts of fixed number, then the parts together."""
     axes = node.attrs["axes"]
     whole = b.again(node, (x,))
     space = canonical_space(x.shape, axes)
-    rows = 1
-    for extent, reduced in space:
-        rows *= 1 if reduced else extent
+    rows = prod(extent for extent, reduced in space if not reduced)
+    if len(space) == 2 and space[0][1] and x.size * x.dtype.itemsize >= STREAMED_BYTES \
+            and rows >= MIN_ROWS and x.dtype.kind == "f":
+        return _columns(b, node, x, space[0][0], space[1][0])
     if x.size < SPLIT_WORK or rows >= MIN_ROWS or not rows:
         return whole
     axis = max(axes, key=lambda a: x.shape[a])
@@ -273,3 +277,14 @@ def _reduction(b: Rebuilder, node: Node, x: Node) -> Node:
     stage = b.make(node, node.op.name, split, axes=inner)
     place = axis - sum(a < axis for a in axes)
     return b.make(node, node.op.name, stage, axes=(place,))
+
+
+def _columns(b: Rebuilder, node: Node, x: Node, rows: int, columns: int) -> Node:
+    """A reduction of the rows of a large matrix, in stages."""
+    parts = largest_divisor(rows, _CORES)
+    if parts < 2 or rows // parts < _CORES:
+        return b.again(node, (x,))
+    split = b.make(node, "reshape", x, shape=(parts, rows // parts, columns))
+    stage = b.make(node, node.op.name, split, axes=(1,))
+    whole = b.make(node, node.op.name, stage, axes=(0,))
+    return b.make(node, "reshape", whole, shape=node.shape)

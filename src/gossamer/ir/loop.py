@@ -118,20 +118,23 @@ class Kernel:
             yield from p.row_stores
             yield from (r.running for r in p.reduces if r.running)
 
-    def roots(self) -> Iterator[Val]:
+    def inner_stores(self) -> Iterator[Store]:
+        """Stores made at each point of the reduced axes."""
         for p in self.passes:
-            yield from (r.value for r in p.reduces)
-        for s in self.stores():
-            yield s.value
+            yield from p.stores
+            yield from (r.running for r in p.reduces if r.running)
 
-    def values(self) -> list[Val]:
-        """Every distinct Val, each after its inputs (also those inside indices)."""
+    def values(self, inner: bool = False) -> list[Val]:
+        """Every distinct Val, each after its inputs (also those inside indices).
+
+        `inner`: only those of the loops over the reduced axes, not what follows once a row.
+        """
         order: list[Val] = []
         done: set[int] = set()
-        stack: list[tuple[Val, bool]] = []
-        for root in self.roots():
-            stack.append((root, False))
-        for s in self.stores():
+        stores = list(self.inner_stores() if inner else self.stores())
+        roots = [*(r.value for p in self.passes for r in p.reduces), *(s.value for s in stores)]
+        stack = [(root, False) for root in roots]
+        for s in stores:
             stack.extend((v, False) for v in index_values(s.index))
         while stack:
             val, ready = stack.pop()
