@@ -335,7 +335,8 @@ def test_the_tiled_kernel_is_used() -> None:
 @pytest.mark.parametrize(("heads", "size"), [((2, 2), 8), ((6, 2), 20)])
 def test_projections_meet_the_kernels_without_a_copy(rng: np.random.Generator,
                                                      heads: tuple[int, int], size: int) -> None:
-    """Forward and backward: two kernels of attention, delta, and products."""
+    """Forward and backward: two kernels of attention, delta, and products. Where rows are long,
+    delta is summed in the order of memory: its few numbers are put in the kernel's own order."""
     b, t, (h, g) = 2, 40, heads
     widths = [h * size, g * size, g * size]
     x, w, out = (gs.from_numpy(0.3 * rng.standard_normal(s).astype(np.float32))
@@ -349,7 +350,8 @@ def test_projections_meet_the_kernels_without_a_copy(rng: np.random.Generator,
         loss = (y.transpose(1, 2).reshape(b, t, -1) @ leaves[1].t()).square().sum()
         return list(gs.autograd.grad(loss, leaves, retain_graph=True))
     kinds = [c.kind for c in plan(gradients, x.shape, w.shape, out.shape).clusters]
-    assert sorted(kinds) == ["attention", "attention_grad", *["dot"] * 5, "loops"]
+    assert sorted(kinds) == [
+        "attention", "attention_grad", *["dot"] * 5, *["loops"] * (2 if size >= 16 else 1)]
     fast = gs.compile(gradients)(x, w, out)
     for a, b_ in zip(fast, gradients(x.double(), w.double(), out.double()), strict=True):
         np.testing.assert_allclose(a.numpy(), b_.numpy(), rtol=1e-4, atol=1e-4)

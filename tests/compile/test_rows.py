@@ -94,3 +94,16 @@ def test_only_what_costs_more_than_a_load_is_kept(readable, rng, function, kept)
     (call,) = run.programs()[0].compiled.calls
     writes = [line for line in call.source.loops.splitlines() if line.strip().startswith("b")]
     assert len(writes) == kept
+
+
+def test_rows_of_heads_are_summed_in_the_order_of_memory(readable, rng):
+    x, y = (rng.standard_normal((3, 40, 5, 32)).astype(np.float32) for _ in range(2))
+
+    @gs.compile
+    def f(x, y):
+        return (x.permute(0, 2, 1, 3) * y.permute(0, 2, 1, 3)).sum(-1)
+
+    np.testing.assert_allclose(f(gs.tensor(x), gs.tensor(y)).numpy(),
+                               (x * y).sum(-1).transpose(0, 2, 1), rtol=1e-5, atol=1e-5)
+    loops = [c.source.loops for p in f.programs() for c in p.compiled.calls]
+    assert "in 32:" in loops[0] and "%" not in loops[0] and "//" not in loops[0], loops[0]

@@ -259,6 +259,11 @@ def _reduction(b: Rebuilder, node: Node, x: Node) -> Node:
     """Two stages when few rows share much work, and for sums of large columns, of which each core
     is to read whole rows: parts of fixed number, then the parts together."""
     axes = node.attrs["axes"]
+    order = _common_order(x) if axes == (x.ndim - 1,) else None
+    if order is not None:
+        plain = b.make(x, x.op.name, *(y.inputs[0] for y in x.inputs), **x.attrs)
+        return b.make(node, "permute", b.make(node, node.op.name, plain, axes=axes),
+                      axes=order[:-1])
     whole = b.again(node, (x,))
     space = canonical_space(x.shape, axes)
     rows = prod(extent for extent, reduced in space if not reduced)
@@ -277,6 +282,20 @@ def _reduction(b: Rebuilder, node: Node, x: Node) -> Node:
     stage = b.make(node, node.op.name, split, axes=inner)
     place = axis - sum(a < axis for a in axes)
     return b.make(node, node.op.name, stage, axes=(place,))
+
+
+def _common_order(x: Node) -> tuple[int, ...] | None:
+    """The permutation through which an elementwise operator sees all its operands, if it leaves
+    the last axis where it is: rows are reduced in the order in which they lie, and the results, of
+    which there are fewer, are permuted. (Rows of heads, 128 bytes each, took 2 ms instead of 0.4.)
+    """
+    if x.op.kind != "elementwise" or x.value is not None or x.shape[-1] < _LARGE:
+        return None
+    first = x.inputs[0]
+    if any(y.op.name != "permute" or y.attrs["axes"] != first.attrs.get("axes") for y in x.inputs):
+        return None
+    order: tuple[int, ...] = first.attrs["axes"]
+    return order if order[-1] == x.ndim - 1 else None
 
 
 def _columns(b: Rebuilder, node: Node, x: Node, rows: int, columns: int) -> Node:
