@@ -241,6 +241,10 @@ class Arithmetic:
             return self._propagating("olt", a, b)
         return self._integer_extreme("min", a, b)
 
+    def larger(self, a: str, b: str) -> str:
+        """`a` if it is larger than `b`, else `b`, also where one of them is NaN: one instruction."""
+        return self._extreme("ogt", a, b)
+
     def fmax(self, a: str, b: str) -> str:
         """The larger; the other one if one is NaN."""
         return self._ignoring("ogt", a, b) if self.is_float else self._integer_extreme("max", a, b)

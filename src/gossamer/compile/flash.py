@@ -36,7 +36,7 @@ __all__ = ["BACKWARD_WORDS", "CHUNK", "FORWARD_WORDS", "KEYS", "Seen", "backward
 
 CHUNK = 64  # queries worked on together: four AVX-512 vectors of float32
 KEYS = 48  # keys in a block: S^T of a block is 12 KiB, and a multiple of the 6 rows of a product
-DIAGONAL = 32  # keys in a block of those that some queries of a chunk see and others do not
+DIAGONAL = 16  # keys in a block of those that some queries of a chunk see and others do not
 RISE = 8.0  # by which a maximum rises before sums and results are scaled: weights stay below 2^8
 
 _SHARED = ("q", "q_b", "q_h", "q_t", "k", "k_b", "k_h", "k_t", "v", "v_b", "v_h", "v_t")
@@ -380,7 +380,7 @@ def _raise_top(f: _Writer, st: str, keys: str, place: str, sofar: tuple[str, str
     b.store(e.t, before, peak)
     with b.loop("0", keys) as j:
         s = f.load(f.at(st, b.mul(j, str(CHUNK))), place)
-        b.store(e.t, e.maximum(b.load(e.t, peak), s), peak)
+        b.store(e.t, e.larger(s, b.load(e.t, peak)), peak)
     rises = e.gt(b.load(e.t, peak), e.add(before, e.const(RISE)))
     with b.when(e.any(rises)):
         now = e.select(rises, b.load(e.t, peak), before)
