@@ -242,7 +242,7 @@ class Arithmetic:
         return self._integer_extreme("min", a, b)
 
     def larger(self, a: str, b: str) -> str:
-        """`a` if it is larger than `b`, else `b`, also where one of them is NaN: one instruction."""
+        """`a` if it is larger than `b`, else `b`, also where one is NaN: one instruction."""
         return self._extreme("ogt", a, b)
 
     def fmax(self, a: str, b: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from gossamer.compile.builder import FunctionBuilder
 from gossamer.compile.emitter import Emitter
-from gossamer.core.dtype import DType, bool_, int64
+from gossamer.core.dtype import DType, int64
 
 __all__ = ["product_functions"]
 
@@ -70,8 +70,21 @@ def _tile(dtype: DType, lanes: int, rows: int, vectors: int, masked: bool) -> Fu
         i64 = Emitter(b, int64, lanes)
         mask = i64.lt(i64.lanes(), i64.splat("%columns"))
     slots = {(r, v): b.alloca(e.t) for r in range(rows) for v in range(vectors)}
-    for slot in slots.values():
-        b.store(e.t, e.const(0), slot)
+    places: dict[tuple[int, int], str] = {}
+    for r in range(rows):
+        row = b.gep("%c", b.mul(str(r), "%c_r"), t)
+        places |= {(r, v): b.gep(row, str(v * lanes), t) for v in range(vectors)}
+
+    def begin() -> None:
+        for slot in slots.values():
+            b.store(e.t, e.const(0), slot)
+
+    def go_on() -> None:
+        for key, slot in slots.items():
+            b.store(e.t, e.load(places[key]) if mask is None
+                    else e.load_masked(places[key], mask), slot)
+
+    b.either(b.compare("ne", "%acc", "0"), go_on, begin)
     a_rows = [b.mul(str(r), "%a_r") for r in range(rows)]
     with b.loop("0", "%depth") as p:
         ap, bp = b.gep("%a", b.mul(p, "%a_p"), t), b.gep("%b", b.mul(p, "%b_p"), t)
@@ -82,18 +95,9 @@ def _tile(dtype: DType, lanes: int, rows: int, vectors: int, masked: bool) -> Fu
             for v in range(vectors):
                 slot = slots[r, v]
                 b.store(e.t, e.fma(left, values[v], b.load(e.t, slot)), slot)
-    again = b.compare("ne", "%acc", "0")
-    for r in range(rows):
-        row = b.gep("%c", b.mul(str(r), "%c_r"), t)
-        for v in range(vectors):
-            place = b.gep(row, str(v * lanes), t)
-            total = b.load(e.t, slots[r, v])
-            keep = e.of(bool_).splat(again)
-            if mask is not None:
-                keep = e.of(bool_).and_(keep, mask)
-            total = e.add(total, e.load_masked(place, keep))
-            if mask is None:
-                e.store(total, place)
-            else:
-                e.store_masked(total, place, mask)
+    for key, slot in slots.items():
+        if mask is None:
+            e.store(b.load(e.t, slot), places[key])
+        else:
+            e.store_masked(b.load(e.t, slot), places[key], mask)
     return b
