@@ -142,7 +142,7 @@ def _growth(unit: str, seconds_of: Callable[[Record], float]) -> Measure:
 
 
 def bandwidth(records: Sequence[Record]) -> Figure:
-    """Bytes that a call must read, over its time and the measured bandwidth of memory."""
+    """Bytes that a call must read, over its time and what memory gave in the same minute."""
     record = records[0]
     limit = _number(record.get("peak_bandwidth"))
     rate = _number(record.get("bytes")) / report.median(record, "gossamer")
@@ -237,12 +237,11 @@ def figures(bar: Bar, records: Sequence[Record]) -> list[tuple[str, int, Figure]
 
 def table(records: Sequence[Record]) -> list[str]:
     """Markdown lines: bar, workload, threads, limit, figure, what it was made of, met or not."""
-    known = _with_bandwidth(records)
     body: list[list[str]] = []
     notes: list[str] = []
     counts = {True: 0, False: 0, None: 0}
     for bar in BARS:
-        for name, threads, figure in figures(bar, known):
+        for name, threads, figure in figures(bar, records):
             met = bar.met(figure)
             counts[met] += 1
             sign = "<=" if bar.most else ">="
@@ -256,10 +255,3 @@ def table(records: Sequence[Record]) -> list[str]:
     summed = (f"{counts[True]} bars met, {counts[False]} not, {counts[None]} not measured; a line "
               "each workload and number of threads.")
     return [summed, "", *report.markdown(head, body), "", *notes, ""]
-
-
-def _with_bandwidth(records: Sequence[Record]) -> list[Record]:
-    """The records, each with the memory bandwidth that was measured for its number of threads."""
-    peak = {r["threads"]: r["peers"]["gossamer"]["memory"]["memory"] for r in records
-            if "memory" in r["peers"].get("gossamer", {})}
-    return [{"peak_bandwidth": peak.get(r["threads"]), **r} for r in records]

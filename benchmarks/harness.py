@@ -164,6 +164,7 @@ def _together(workload: Workload, processes: list[Process], plan: Plan, record: 
                 calls = process.answers["calls"]
                 _attempt(process, lambda p=process, n=calls: times[p.peer.name].append(
                     p.ask("round", calls=n)))
+    _note_bandwidth(workload, working, record)
     for process in working:
         taken = times[process.peer.name]
         if taken:
@@ -171,6 +172,13 @@ def _together(workload: Workload, processes: list[Process], plan: Plan, record: 
                 wall=summary([t["wall"] / t["calls"] for t in taken]),
                 cpu=summary([t["cpu"] / t["calls"] for t in taken]))
     return watch
+
+
+def _note_bandwidth(workload: Workload, processes: list[Process], record: dict[str, Any]) -> None:
+    """Beside work that is counted in bytes: what memory gave in the same minute, for it varies."""
+    ours = next((p for p in processes if p.peer.name == "gossamer" and not p.failed), None)
+    if workload.counts == "bytes" and ours is not None:
+        _attempt(ours, lambda: record.update(peak_bandwidth=ours.ask("bandwidth")["memory"]))
 
 
 def _attempt(process: Process, action: Callable[[], Any]) -> None:

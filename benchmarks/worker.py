@@ -101,6 +101,11 @@ class Worker:
                 "slow": [f"{k.name[:60]}: {k.share:.0%} of the time, {k.roofline:.0%} of its limit"
                          for k in found.kernels[:5]]}
 
+    def bandwidth(self) -> dict[str, Any]:
+        """Bytes a second that memory gives to this process now; Gossamer tells."""
+        insight = importlib.import_module("gossamer.insight")
+        return {"memory": insight.peaks(measure=True).bandwidth["memory"]}
+
     def round(self, calls: int) -> dict[str, Any]:
         """`calls` calls in one go."""
         assert self.task is not None

@@ -257,6 +257,16 @@ def test_a_roofline_is_explained() -> None:
     assert f"{answers['roofline']:.0%} of the roofline" in text and answers["slow"][0] in text
 
 
+def test_beside_bytes_stands_what_memory_gave_in_the_same_row() -> None:
+    record = harness.run(WORKLOADS["decode15m-int8"], find(["gossamer"]), 1, TINY)
+    assert record["peak_bandwidth"] > 1e8
+    seconds = record["peers"]["gossamer"]["wall"]["median"]
+    share = bars.bandwidth([record]).value
+    assert share == pytest.approx(record["bytes"] / seconds / record["peak_bandwidth"])
+    del record["peak_bandwidth"]
+    assert math.isnan(bars.bandwidth([record]).value)
+
+
 @pytest.mark.skipif(len(cores()) < 2, reason="one busy core of one leaves nothing")
 def test_a_busy_neighbour_comes_and_goes() -> None:
     record = harness.run(WORKLOADS["busy-mlp"], find(["gossamer"]), len(cores()), TINY)
