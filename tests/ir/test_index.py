@@ -9,7 +9,7 @@ from hypothesis import given, strategies as st
 from gossamer.ir.index import Index, Quotient, Remainder, Var, var
 
 NAMES = "ijk"
-STEPS = st.lists(st.tuples(st.sampled_from("+*/%"), st.integers(0, 5), st.integers(0, 5),
+STEPS = st.lists(st.tuples(st.sampled_from("+-*/%"), st.integers(0, 5), st.integers(0, 5),
                            st.sampled_from([2, 3, 4, 6, 8, 9, 12])), max_size=7)
 
 
@@ -25,6 +25,11 @@ def _value(index: Index, at: dict[str, int]) -> int:
     return total
 
 
+def _divided(index: Index) -> list[Quotient | Remainder]:
+    found = [atom for atom in index.terms if isinstance(atom, Quotient | Remainder)]
+    return found + [inner for atom in found for inner in _divided(atom.value)]
+
+
 @given(st.tuples(*[st.integers(1, 6)] * 3), STEPS)
 def test_simplified_is_equal_everywhere(extents: tuple[int, ...],
                                         steps: list[tuple[str, int, int, int]]) -> None:
@@ -35,12 +40,13 @@ def test_simplified_is_equal_everywhere(extents: tuple[int, ...],
     for op, a, b, d in steps:
         x, y = pool[a % len(pool)], pool[b % len(pool)]
         u, v = plain[a % len(plain)], plain[b % len(plain)]
-        pool.append({"+": x + y + a, "*": x * d, "/": x // d, "%": x % d}[op])
-        plain.append([{"+": p + q + a, "*": p * d, "/": p // d, "%": p % d}[op]
+        pool.append({"+": x + y + a, "-": x - y * d + a, "*": x * d, "/": x // d, "%": x % d}[op])
+        plain.append([{"+": p + q + a, "-": p - q * d + a, "*": p * d, "/": p // d, "%": p % d}[op]
                       for p, q in zip(u, v, strict=True)])
     for index, values in zip(pool, plain, strict=True):
         assert [_value(index, p) for p in points] == values
         assert all(index.low <= v <= index.high for v in values)
+        assert all(atom.value.low >= 0 for atom in _divided(index))  # divided as unsigned numbers
 
 
 def test_small_parts_do_not_reach_a_quotient() -> None:

@@ -243,10 +243,9 @@ class ValueWriter:
         if isinstance(atom, Read):
             text = self._clamp(self.emit(atom.source, None), atom, 0)
         else:
-            signed = "s" if atom.value.low < 0 else "u"
-            name = "div" if isinstance(atom, Quotient) else "rem"
+            name = "udiv" if isinstance(atom, Quotient) else "urem"
             inner = self._scalar_index(atom.value)
-            text = b.value(f"{signed}{name} i64 {inner}, {self.size(atom.divisor)}")
+            text = b.value(f"{name} i64 {inner}, {self.size(atom.divisor)}")
         self.scope.known[key] = text
         return text
 
@@ -261,10 +260,8 @@ class ValueWriter:
         if isinstance(atom, Read):
             text = self._clamp(self.vector_of(atom.source, lane), atom, self.width)
         else:
-            signed = "s" if atom.value.low < 0 else "u"
-            name = "div" if isinstance(atom, Quotient) else "rem"
-            text = e.binary(f"{signed}{name}", self.index(atom.value, lane),
-                            e.splat(self.size(atom.divisor)))
+            name = "udiv" if isinstance(atom, Quotient) else "urem"
+            text = e.binary(name, self.index(atom.value, lane), e.splat(self.size(atom.divisor)))
         lane.scope.known[key] = text
         return text
 

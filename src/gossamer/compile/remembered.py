@@ -8,8 +8,8 @@ themselves. Loops with equal walks differ by nothing but a one-to-one renaming, 
 one text, and each argument word is the buffer or the size with the same number.
 
 What the writer looks at: -1 to 8 (left out, literal, strides that are shuffled, vectors too short
-to pay), divisors up to 64 (lanes that repeat), the sign of what is divided. The grain, which
-depends on all sizes, is computed anew.
+to pay), divisors up to 64 (lanes that repeat). The grain, which depends on all sizes, is computed
+anew.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class _Shape:
             return atom.name, self._size(atom.extent)
         if isinstance(atom, Quotient | Remainder):
             divisor = atom.divisor
-            return (type(atom).__name__, self._index(atom.value), atom.value.low < 0,
+            return (type(atom).__name__, self._index(atom.value),
                     self._size(divisor), pinned(divisor) if divisor <= _MOST_DIVISOR else 0)
         if isinstance(atom, Read):
             return ("read", self._vals[id(atom.source)],

@@ -38,7 +38,7 @@ class Var:
 
 @dataclass(frozen=True)
 class Quotient:
-    """value // divisor, which no rule could simplify."""
+    """value // divisor, which no rule could simplify; value is not negative."""
 
     value: Index
     divisor: int
@@ -54,7 +54,7 @@ class Quotient:
 
 @dataclass(frozen=True)
 class Remainder:
-    """value % divisor, which no rule could simplify."""
+    """value % divisor, which no rule could simplify; value is not negative."""
 
     value: Index
     divisor: int
@@ -177,6 +177,13 @@ class Index:
                 return big, small, grain
         return None
 
+    def _raised(self, divisor: int) -> tuple[Index, int]:
+        """(self + up * divisor, up), not negative: machines round quotients towards zero."""
+        if self.low >= 0:
+            return self, 0
+        up = -(self.low // divisor)
+        return Index(self.constant + up * divisor, self.terms), up
+
     def __floordiv__(self, divisor: int) -> Index:
         if divisor == 1:
             return self
@@ -193,7 +200,8 @@ class Index:
             (atom, k), = rest.terms.items()
             if k == 1 and isinstance(atom, Quotient):  # (x // a) // b = x // (a * b)
                 return whole + atom.value // (atom.divisor * divisor)
-        return whole + Index(0, {Quotient(rest, divisor): 1})
+        raised, up = rest._raised(divisor)
+        return whole + Index(-up, {Quotient(raised, divisor): 1})
 
     def __mod__(self, divisor: int) -> Index:
         if divisor == 1:
@@ -207,7 +215,7 @@ class Index:
         if coarse is not None:
             big, small, grain = coarse
             return big % (divisor // grain) * grain + small
-        return Index(0, {Remainder(rest, divisor): 1})
+        return Index(0, {Remainder(rest._raised(divisor)[0], divisor): 1})
 
     def substitute(self, values: dict[Atom, Index]) -> Index:
         """Replace atoms (also inside quotients and remainders), and simplify again."""
