@@ -169,6 +169,20 @@ def product_with_a_long_inner_axis() -> Any:
 
 
 @case("gemm")
+def product_that_widens_what_it_packs() -> Any:
+    return lambda x, w: x @ w.float().t(), (real(301, 257), real(503, 257).to(gs.bfloat16))
+
+
+@case("gemm")
+def product_with_packed_weights() -> Any:
+    layer = nn.Sequential(nn.Linear(256, 503, bias=False))
+    with gs.no_grad():
+        layer[0].weight.copy_(real(503, 256).clamp(-9, 9))
+    gs.quantization.quantize_(layer, gs.quantization.Int4WeightOnlyConfig())
+    return lambda x: layer(x), (real(301, 256),)
+
+
+@case("gemm")
 def matrix_times_vector() -> Any:
     return lambda x, y: (x @ y, y @ x), (real(1501, 1501), real(1501))
 

@@ -159,7 +159,8 @@ _Strides = tuple[Node, int, list[int]] | None
 
 def describe(node: Node) -> Product | None:
     """The product that a `dot_general` is, or None if an operand must be copied first."""
-    left, right = strides_of(node.inputs[0]), strides_of(node.inputs[1])
+    inline = node.attrs.get("inline")
+    left, right = (None if i == inline else strides_of(x) for i, x in enumerate(node.inputs))
     roles = _roles(node)
     nothing = not all(g.extent for g in roles.summed)  # to add up: nothing to pack
     if left is not None and right is not None and (
@@ -223,10 +224,11 @@ def _implicit(node: Node, roles: _Roles, left: _Strides, right: _Strides) -> Pro
     if steps is not None:
         own = [steps[2][(g.x if steps is left else g.y) or 0] for g in summed]
         summed = [g for _, g in sorted(zip(own, summed, strict=True), key=lambda p: -abs(p[0]))]
+    inline = node.attrs.get("inline")
     a = _operand(node.inputs[0], left, [g.x for g in batch], [g.x for g in rows],
-                 [g.x for g in summed])
+                 [g.x for g in summed], inline == 0)
     b = _operand(node.inputs[1], right, [g.y for g in batch], [g.y for g in columns],
-                 [g.y for g in summed])
+                 [g.y for g in summed], inline == 1)
     if a is None or b is None:
         return None
     b0, b1 = [_ONE] * (2 - len(batch)) + [_Group(g.extent, 0, 0, g.c) for g in batch]
@@ -241,7 +243,7 @@ def _implicit(node: Node, roles: _Roles, left: _Strides, right: _Strides) -> Pro
 
 
 def _operand(node: Node, seen: _Strides, batch: list[int | None], r: list[int | None],
-             k: list[int | None]) -> Strided | View | None:
+             k: list[int | None], computed: bool) -> Strided | View | None:
     """An operand with these axes for batch, rows (or columns) and k, outermost first."""
     own_r, own_k = [i for i in r if i is not None], [i for i in k if i is not None]
     b0, b1 = [None] * (2 - len(batch)) + batch
@@ -253,7 +255,7 @@ def _operand(node: Node, seen: _Strides, batch: list[int | None], r: list[int | 
             return Strided(base, offset, (
                 0 if b0 is None else s[b0], 0 if b1 is None else s[b1],
                 rows[0].a if rows else 0, summed[0].a if summed else 0))
-    return view_of(node, (b0, b1), tuple(own_r), tuple(own_k))
+    return view_of(node, (b0, b1), tuple(own_r), tuple(own_k), computed)
 
 
 def canonical_operand(node: Node, batch: tuple[int, ...], contract: tuple[int, ...]) -> Node:

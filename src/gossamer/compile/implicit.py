@@ -1,8 +1,8 @@
 """Operands of a product that are computed while they are packed. Layer 2.
 
-The one idea: an operand that no strides describe (windows of a padded image, several summed axes)
-is still a function of (batch, row, k), and packing copies every element anyway; so the packing
-loops ask for elements through the movement operators instead of reading a matrix. Rows and k are
+The one idea: an operand that no strides describe (windows of a padded image, several summed axes,
+weights of 4 bits) is still a function of (batch, row, k), and packing copies every element anyway;
+so the packing loops ask for elements through the graph instead of reading a matrix. Rows and k are
 numbers with several digits, one for each axis: a block is cut where the last digit overflows, and
 between two cuts neighbours in memory are copied as vectors.
 """
@@ -25,10 +25,12 @@ from gossamer.ir.loop import Val
 from gossamer.ir.node import Node
 from gossamer.ops.movement import shown
 
-__all__ = ["Digits", "View", "pack_view", "scope", "vectors", "view_of"]
+__all__ = ["Digits", "View", "leaves", "pack_view", "scope", "vectors", "view_of"]
 
 _UNROLL = 64  # places of the last digits of k that are written out: a kernel of 7 x 7
 _RUN = 4  # neighbours in memory that are worth a vector
+_LANES = 16  # neighbours without which it is not worth computing an operand here
+_APART = 4  # elements up to so far apart are neighbours that vectors sort out
 
 _SIGNATURE = ("void @pack(ptr noalias %args, ptr noalias %dst, i64 %b0, i64 %b1, i64 %r0, "
               "i64 %rows, i64 %k0, i64 %kc, i64 %width)")
@@ -36,10 +38,10 @@ _SIGNATURE = ("void @pack(ptr noalias %args, ptr noalias %dst, i64 %b0, i64 %b1,
 
 @dataclass(frozen=True)
 class View:
-    """An operand X[b0, b1, r, k] as a node under movement operators.
+    """An operand X[b0, b1, r, k] as a function of its indices.
 
     Args:
-        node: the operand.
+        node: the operand, under movements and whatever else is computed here.
         batch: its axis for b0 and b1; None where it does not depend on that one.
         r, k: its axes that are digits of r and of k, outermost first; those that step alike in
             memory are one digit.
@@ -58,8 +60,10 @@ class View:
 # what an operand reads ---------------------------------------------------------------------------
 
 
-def _leaves(node: Node) -> list[Node]:
-    """What lies in memory under the movement operators above it."""
+def leaves(node: Node, computed: bool = False) -> list[Node]:
+    """What lies in memory under the movement operators above it; `computed`: and under the
+    elementwise ones."""
+    inside = ("movement", "elementwise") if computed else ("movement",)
     found: dict[int, Node] = {}
     stack, done = [node], set()
     while stack:
@@ -67,7 +71,7 @@ def _leaves(node: Node) -> list[Node]:
         if id(x) in done:
             continue
         done.add(id(x))
-        if x.op.kind == "movement" and x.value is None:
+        if x.op.kind in inside and x.value is None:
             stack.extend(shown(x))
         elif x.op.name not in ("constant", "iota"):
             found[id(x)] = x
@@ -142,31 +146,44 @@ class _Reads:
         """Number of neighbours in memory along the last digit; those a few places apart, which
         vectors sort out, count for less."""
         stride = self.stride(digits[-1][-1]) if digits else 0
-        if not 1 <= stride <= 4:
+        if not 1 <= stride <= _APART:
             return 0
         return prod(self.shape[a] for a in digits[-1]) // stride
 
+    def near(self, digits: tuple[tuple[int, ...], ...]) -> bool:
+        """Whether every load finds whole vectors of neighbours, or one number, along the last
+        digit."""
+        if not digits or self.shape[digits[-1][-1]] < _LANES:
+            return False
+        name = f"d{digits[-1][-1]}"
+        return name not in self.tangled and all(
+            0 <= s.get(name, 0) <= _APART for s in self.steps)
+
 
 def view_of(node: Node, batch: tuple[int | None, int | None], r: tuple[int, ...],
-            k: tuple[int, ...]) -> View | None:
+            k: tuple[int, ...], computed: bool = False) -> View | None:
     """The operand as something to compute while packing; None if copying it first is better.
 
     Args:
         node: the operand.
         batch, r, k: its axes in each role, outermost first.
+        computed: through elementwise operators, not only through movements.
     """
-    leaves = _leaves(node)
+    below = leaves(node, computed)
     if not node.size:
         return None
-    reads = _Reads(node, leaves)
+    reads = _Reads(node, below)
     rows, summed = reads.digits(r), reads.digits(k)
+    if computed:
+        near = [name for name, digits in (("r", rows), ("k", summed)) if reads.near(digits)]
+        return View(node, batch, rows, summed, near[0], tuple(below)) if near else None
     r_run, k_run = reads.run(rows), reads.run(summed)
-    grows = reads.size() > sum(leaf.size for leaf in leaves)
+    grows = reads.size() > sum(leaf.size for leaf in below)
     if max(r_run, k_run) < _RUN and not grows:
         return None
     # Blocks along k are transposed afterwards, which costs as much again as a short run.
     along = "k" if k_run >= _RUN and k_run > 2 * r_run else "r"
-    return View(node, batch, rows, summed, along, tuple(leaves))
+    return View(node, batch, rows, summed, along, tuple(below))
 
 
 # the packing function ----------------------------------------------------------------------------

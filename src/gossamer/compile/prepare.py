@@ -3,11 +3,13 @@
 The one idea: make hidden costs explicit nodes. A copy (written as a cast to the same dtype) where a
 kernel needs its operand in memory in a certain order; two stages where a reduction has too few rows
 to occupy the cores; a float32 sum and one rounding for products of 16-bit floats; and for every
-indexed access a flag that says whether an index was out of range.
+indexed access a flag that says whether an index was out of range. And the other way round: what a
+product may make from fewer bytes while it packs its operand is not made before.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,10 +19,10 @@ from typing import Any
 from gossamer.compile.attention import rows_of
 from gossamer.compile.cluster import STREAMED_BYTES
 from gossamer.compile.contraction import Product, canonical_operand, describe, strides_of
-from gossamer.compile.implicit import View
+from gossamer.compile.implicit import View, leaves
 from gossamer.compile.schedule import MIN_ROWS, SPLIT_WORK, canonical_space
 from gossamer.compile.simplify import Rebuilder
-from gossamer.core.dtype import DType, bfloat16, bool_, float16, float32, int64
+from gossamer.core.dtype import DType, bfloat16, bool_, float16, float32, float64, int64
 from gossamer.core.traced import largest_divisor
 from gossamer.ir.node import STATE, Node, toposort
 from gossamer.ir.op import CONSTANT, INPUT, TABLE
@@ -32,6 +34,7 @@ _MEMORY = frozenset({"argsort", "quantized_linear"})  # operators that read thei
 _LARGE = 16  # least extent of products that low precision makes faster: others only read
 _SHORT = 96  # rows of a product that are too few to pack the other operand for
 _FEW_PARTS = 8  # of a concatenation that its readers choose from: a select each
+_INLINE_COST = 8.0  # operations for an element that may be computed wherever it is packed
 _CORES = 8  # parts of a matrix that is summed down its columns: memory is not faster for more
 _PARTS = 64  # stages of a long reduction: enough for any number of cores this is made for
 
@@ -95,6 +98,8 @@ def prepare(roots: list[Node], low: DType | None = None) -> list[Node]:
     new: dict[int, Node] = {}
     order = toposort(roots, stop=lambda n: n.value is not None)
     assembled = _assembled(order)
+    users = Counter(id(x) for node in order for x in node.inputs)
+    users.update(id(r) for r in roots)
     for node in order:
         if not node.inputs:
             new[id(node)] = node
@@ -103,7 +108,8 @@ def prepare(roots: list[Node], low: DType | None = None) -> list[Node]:
         name = node.op.name
         if node.op.kind == "contraction":
             with _line_of(node):
-                new[id(node)] = _contraction(b, node, inputs, low)
+                new[id(node)] = (low is None and _inlined(b, node, inputs, users)
+                                 or _contraction(b, node, inputs, low))
         elif name in _MEMORY:
             new[id(node)] = b.again(node, tuple(_in_memory(x) for x in inputs))
         elif name in ("attention", "attention_grad"):
@@ -182,6 +188,48 @@ def _contraction(b: Rebuilder, node: Node, inputs: tuple[Node, ...], low: DType 
     if describe(candidate) is not None:
         return candidate
     return _flat_product(b, node, x, y, count, summed)
+
+
+def _inlined(b: Rebuilder, node: Node, inputs: tuple[Node, ...],
+             users: Counter[int]) -> Node | None:
+    """The product that computes an operand where it packs it, if that reads half the bytes or less
+    (packed weights, wider types), costs little, and nobody else needs the operand."""
+    if node.dtype not in (float32, float64) or not _is_large(node):
+        return None
+    for number, x in enumerate(node.inputs):
+        work = _alone(x, users)
+        below = leaves(x, computed=True)
+        if not work or sum(w.op.cost for w in work) > _INLINE_COST \
+                or any(leaf.op.name == "take" for leaf in below) \
+                or 2 * sum(map(_bytes, below)) > _bytes(x):
+            continue
+        made = b.make(node, "dot_general", *inputs, **{**node.attrs, "inline": number})
+        found = describe(made)
+        if found is not None and isinstance((found.a, found.b)[number], View):
+            return made
+    return None
+
+
+def _bytes(node: Node) -> int:
+    return node.size * node.dtype.itemsize
+
+
+def _alone(node: Node, users: Counter[int]) -> list[Node]:
+    """The elementwise operators that make `node` from memory; none if something else reads one of
+    them, or a movement among them."""
+    work: dict[int, Node] = {}
+    stack, done = [node], set()
+    while stack:
+        x = stack.pop()
+        if id(x) in done or x.value is not None or x.op.kind not in ("movement", "elementwise"):
+            continue
+        done.add(id(x))
+        if users[id(x)] > 1 or x.op.name in ("concat", "after"):
+            return []
+        if x.op.kind == "elementwise":
+            work[id(x)] = x
+        stack.extend(x.inputs)
+    return list(work.values())
 
 
 def _straightened(b: Rebuilder, node: Node, found: Product) -> Node:

@@ -3,7 +3,7 @@
 The one idea: rounding the activations is a call of its own, over rows, into memory that products
 share; so each row is rounded once, however many workers multiply it by however many matrices. With
 float activations the kernels serve a few rows, where reading the weights is all the work; for more
-the operator's body is better: the weights become floats once and a packed product does the rest.
+the operator's body is better: a float product that unpacks the weights while it packs them.
 """
 
 from __future__ import annotations

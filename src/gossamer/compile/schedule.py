@@ -337,7 +337,10 @@ class _Scheduler:
         """Operators with a kernel of their own read buffers."""
         if node.op.name == "take":
             return operand is node.inputs[0]
-        return node.op.kind in ("contraction", "scan", "sort", "special", "indexing", "composite")
+        if node.op.kind == "contraction":
+            inline = node.attrs.get("inline")
+            return inline is None or operand is not node.inputs[inline]
+        return node.op.kind in ("scan", "sort", "special", "indexing", "composite")
 
     def _worth_storing(self, node: Node, readers: set[int], cost: float, loads: float) -> bool:
         if node.op.kind in ("movement", "leaf") or node.outs is not None:

@@ -270,9 +270,11 @@ def _name(cluster: Cluster, calls: Sequence[Call]) -> str:
 def _reason(cluster: Cluster) -> str:
     if cluster.kind == "dot":
         more = len(cluster.members) - 1
+        before = "" if cluster.members[0].attrs.get("inline") is None else \
+            "; one operand is made from fewer bytes while it is packed (prologue)"
         return ("a product has a kernel of its own" if not more else
                 f"a product; {more} elementwise operations are done on each tile while it is in "
-                "the caches (epilogue)")
+                "the caches (epilogue)") + before
     if cluster.kind != "loops":
         return f"{cluster.kind} has a kernel of its own"
     several = f"; {len(cluster.members)} operations, {len(cluster.outputs)} results" \

@@ -3,7 +3,8 @@
 `dot_general` names which axes of both operands are batch axes (paired, kept once) and which are
 contracted (paired, summed); matmul, bmm, einsum and convolution are permutations of it. Products of
 float16 and bfloat16 accumulate in float32 and round once: the compiler writes them with `low`, the
-dtype that both operands are rounded to, and a float32 result.
+dtype that both operands are rounded to, and a float32 result. With `inline` it names the operand
+(0 or 1) that is computed where the product reads it.
 
 Source of the form: XLA's DotGeneral.
 """
@@ -29,7 +30,7 @@ def free_axes(ndim: int, batch: Shape, contract: Shape) -> Shape:
 
 
 def _dot_type(op: Op, a: Node, b: Node, *, a_batch: Shape, a_contract: Shape, b_batch: Shape,
-              b_contract: Shape, low: DType | None = None) -> Type:
+              b_contract: Shape, low: DType | None = None, inline: int | None = None) -> Type:
     if low is None and a.dtype is not b.dtype:
         raise dtype_error(op, (a, b), "operands must have one dtype", "Convert with .to(dtype).")
     if a.dtype is bool_:
@@ -62,7 +63,8 @@ def _check_axes(op: Op, a: Node, b: Node, left: Shape, right: Shape, a_count: in
 
 
 def _dot_reference(a: np.ndarray, b: np.ndarray, *, a_batch: Shape, a_contract: Shape,
-                   b_batch: Shape, b_contract: Shape, low: DType | None = None) -> np.ndarray:
+                   b_batch: Shape, b_contract: Shape, low: DType | None = None,
+                   inline: int | None = None) -> np.ndarray:
     if low is not None:
         a, b = (round_to_bfloat16(x) if low is bfloat16 else x.astype(low.numpy).astype(np.float32)
                 for x in (a, b))

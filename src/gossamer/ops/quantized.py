@@ -69,12 +69,12 @@ def _wide(dtype: DType) -> DType:
     return dtype if dtype is float64 else float32
 
 
-def _codes(weight: Node, dtype: DType) -> Node:
-    """The whole numbers of a packed weight, (N, K), as floats."""
+def _digits(weight: Node, dtype: DType) -> Node:
+    """The whole numbers of a packed weight as floats: (N/16, 16, K/4, 4), or of 4 bits (N/16, 16,
+    K/32, 2, 4, 4). As digits of N and K, because a product reads them so where they lie."""
     tiles, quads = weight.shape[:2]
     if weight.dtype is int8:
-        moved = permute(weight, axes=(0, 2, 1, 3))
-        return to_dtype(reshape(moved, shape=packed_size(weight)), dtype)
+        return to_dtype(permute(weight, axes=(0, 2, 1, 3)), dtype)
     blocks = reshape(weight, shape=(tiles, quads // 4, 4, TILE, 4))
     whole = (tiles, quads // 4, 2, 4, TILE, 4)
     both = broadcast(blocks, shape=whole, axes=(2,))
@@ -82,7 +82,23 @@ def _codes(weight: Node, dtype: DType) -> Node:
     digits = bitwise_and(shift_right_logical(both, mul(half, constant(4, half))),
                          constant(15, half))
     values = sub(to_dtype(digits, dtype), constant(8, to_dtype(digits, dtype)))
-    return reshape(permute(values, axes=(0, 4, 1, 2, 3, 5)), shape=packed_size(weight))
+    return permute(values, axes=(0, 4, 1, 2, 3, 5))
+
+
+def _codes(weight: Node, dtype: DType) -> Node:
+    """The whole numbers of a packed weight, (N, K), as floats."""
+    return reshape(_digits(weight, dtype), shape=packed_size(weight))
+
+
+def _pieces(weight: Node, scale: Node) -> Node:
+    """What a packed weight stands for: (N/16, 16, groups, ...), the rest digits of K."""
+    dtype, groups = _wide(scale.dtype), scale.shape[1]
+    digits = _digits(weight, dtype)
+    each = digits.shape[2] // max(groups, 1)
+    shape = (*digits.shape[:2], groups, each, *digits.shape[3:])
+    rows = permute(to_dtype(scale, dtype), axes=(0, 2, 1))
+    spread = broadcast(rows, shape=shape, axes=tuple(range(3, len(shape))))
+    return mul(reshape(digits, shape=shape), spread)
 
 
 def _row_scales(scale: Node, count: int, dtype: DType) -> Node:
@@ -96,9 +112,7 @@ def _row_scales(scale: Node, count: int, dtype: DType) -> Node:
 
 
 def _dequantize(weight: Node, scale: Node, *, shape: Shape) -> Node:
-    dtype = _wide(scale.dtype)
-    codes = _codes(weight, dtype)
-    whole = mul(codes, _row_scales(scale, codes.shape[1], dtype))
+    whole = reshape(_pieces(weight, scale), shape=packed_size(weight))
     return slice_(whole, starts=(0, 0), stops=shape, steps=(1, 1))
 
 
@@ -121,9 +135,20 @@ def _linear(x: Node, weight: Node, scale: Node, *, features: int, dynamic: bool)
         y = custom(_blockwise(flat, weight, scale, features), flat, weight, scale,
                    rule=_straight_through)
     else:
-        matrix = dequantize(weight, scale, shape=(features, k))
-        y = _times(flat, to_dtype(matrix, flat.dtype), 1)
+        y = _unpacked(flat, to_dtype(_pieces(weight, scale), flat.dtype), packed_size(weight),
+                      features)
     return reshape(to_dtype(y, x.dtype), shape=(*x.shape[:-1], features))
+
+
+def _unpacked(x: Node, pieces: Node, packed: tuple[int, int], features: int) -> Node:
+    """(M, K) times the weight whose digits are `pieces`, (M, N)."""
+    (rows, width), m = packed, x.shape[0]
+    if x.shape[1] < width:
+        x = pad(x, low=(0, 0), high=(0, width - x.shape[1]), interior=(0, 0), value=0)
+    digits = reshape(x, shape=(m, *pieces.shape[2:]))
+    y = dot_general(digits, pieces, a_batch=(), a_contract=tuple(range(1, digits.ndim)),
+                    b_batch=(), b_contract=tuple(range(2, pieces.ndim)))
+    return slice_(reshape(y, shape=(m, rows)), starts=(0, 0), stops=(m, features), steps=(1, 1))
 
 
 def _straight_through(g: Node, y: Node, x: Node, weight: Node,
