@@ -34,6 +34,7 @@ LEAF, DETACH, CUSTOM, BROADCAST = (TABLE[n] for n in ("leaf", "detach", "custom"
 RESHAPE = TABLE["reshape"]
 Step = tuple[Op, dict[str, Any]]
 DETACH_STEP: Step = (DETACH, {})
+_DETACHED = (DETACH_STEP,)
 _new = object.__new__
 # A chain of unread in-place updates is computed every so many writes: bounds memory and latency.
 _SETTLE_EVERY = 64
@@ -134,7 +135,8 @@ def view(t: Tensor, steps: tuple[Step, ...]) -> Tensor:
         node = twin(node)
     if source.grad and not STATE.grad_enabled:
         steps = (DETACH_STEP, *steps)
-    if base is None or base.__class__ is Shared or t._leaf:  # through a leaf: to stay below it
+    # Through a leaf, or a handle without history: what is written here is history of that one.
+    if base is None or base.__class__ is Shared or t._leaf or t._path[-1:] == _DETACHED:
         made._base, made._path, made._version = t, steps, t._version
     else:
         made._base, made._path, made._version = base, t._path + steps, base._version

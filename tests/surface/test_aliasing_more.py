@@ -46,6 +46,32 @@ def case_training_on_memory_that_numpy_shares(m: Any) -> Any:
     return array.copy(), layer.weight, layer.bias
 
 
+def case_what_is_written_through_a_view_of_a_detached_tensor_is_its_history(m: Any) -> Any:
+    x, s = m.arange(4).float(), m.ones(2).requires_grad_()
+    d = x.detach()
+    d[1:3] = s * 3
+    (d * m.arange(4).float()).sum().backward()
+    return x, d, d.requires_grad, x.requires_grad, s.grad
+
+
+def case_a_view_of_a_view_of_a_detached_tensor(m: Any) -> Any:
+    x, s = m.arange(6).float().view(2, 3).clone(), m.ones(2).requires_grad_()
+    d = x.detach()
+    row = d[1]
+    row[:2].mul_(s)
+    (d * d).sum().backward()
+    return x, d, row, d.requires_grad, row.requires_grad, x.requires_grad, s.grad
+
+
+def case_a_detached_view_is_written(m: Any) -> Any:
+    x, s = m.arange(4).float().requires_grad_(), m.full((2,), 5.0).requires_grad_()
+    y = x * 1
+    d = y[1:3].detach()
+    d[:1].copy_(s[:1])
+    (d * 2).sum().backward()
+    return y, d, d.requires_grad, s.grad, x.grad is None
+
+
 def case_views_made_before_a_transposition_in_place(m: Any) -> Any:
     x = m.arange(6).float().view(2, 3).clone()
     row, whole = x[0], x.view(6)
