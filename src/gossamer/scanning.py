@@ -19,10 +19,11 @@ from gossamer.dispatch import (
 from gossamer.gathering import gather_node
 from gossamer.ir.node import Node
 from gossamer.ir.op import TABLE
+from gossamer.ops.scan import shift
 from gossamer.reductions import Pair, reduction
 from gossamer.tensor import Tensor, attach, wrap
 
-__all__ = ["log_scan"]
+__all__ = ["cumprod", "cumsum"]
 
 
 def _line(x: Node) -> Node:
@@ -84,29 +85,18 @@ cummax = reduction()(_extreme("cummax", "max"))
 cummin = reduction()(_extreme("cummin", "min"))
 
 
-def _log_add(a: Node, b: Node) -> Node:
-    """log(e^a + e^b) without overflow, also for infinities."""
-    high, low = TABLE["maximum"](a, b), TABLE["minimum"](a, b)
-    same = prims.equal(a, b)  # covers equal infinities, where low - high is not a number
-    gap = prims.where(same, prims.const(0, a), prims.sub(low, high))
-    return prims.add(high, TABLE["log1p"](TABLE["exp"](gap)))
-
-
-def log_scan(x: Node, axis: int) -> Node:
-    """Running logsumexp in log2(n) steps, each adding what stands twice as far back.
-
-    Source: Hillis and Steele 1986, "Data parallel algorithms".
-    """
-    n, step = x.shape[axis], 1
-    low = [0] * x.ndim
-    while step < n:
-        low[axis] = step
-        back = prims.pad(prims.narrow(x, axis, 0, n - step), low, (0,) * x.ndim, float("-inf"))
-        first = TABLE["lt"](prims.iota(axis, x.shape), prims.full(step, x.shape, int64))
-        safe = prims.where(first, x, back)
-        x = prims.where(first, x, _log_add(x, safe))
-        step *= 2
-    return x
+def _log_scan(x: Node, axis: int) -> Node:
+    """Running logsumexp m + log(s): m is the largest element so far, and the sum of e^(x - m) is
+    s_i = e^(m_{i-1} - m_i) s_{i-1} + e^(x_i - m_i)."""
+    best = prims.scan(prims.detach(x), axis, "max")
+    zero = prims.const(0, best)
+    base = prims.where(TABLE["isfinite"](best), best, zero)
+    before = shift(best, axis, 1, float("-inf"))
+    # Below infinities nothing is carried: e^(-inf) times a sum of 0, or what stays infinite.
+    known = prims.where(TABLE["isfinite"](before), before, base)
+    decay = TABLE["exp"](prims.sub(known, base))
+    total = TABLE["recurrence"](decay, TABLE["exp"](prims.sub(x, base)), axis=axis)
+    return prims.add(base, TABLE["log"](total))
 
 
 def _logcumsumexp(input: Tensor, dim: int) -> Tensor:
@@ -116,7 +106,7 @@ def _logcumsumexp(input: Tensor, dim: int) -> Tensor:
     axis = axis_of(dim, x.ndim, "gs.logcumsumexp")
     if x.size == 0:
         return wrap(x)
-    return wrap(prims.reshape(log_scan(_line(x), axis), x.shape))
+    return wrap(prims.reshape(_log_scan(_line(x), axis), x.shape))
 
 
 _logcumsumexp.__name__ = "logcumsumexp"

@@ -192,7 +192,7 @@ def test_a_new_shape_compiles_nothing(rng: np.random.Generator) -> None:
 def test_whatever_a_kernel_is_made_of_is_in_its_walk() -> None:
     """A new field changes texts: `remembered._Shape` must write it into its key as well."""
     made_of = {Kernel: "name kept reduced passes serial", Axis: "name extent",
-               Pass: "reduces stores row_stores", Reduce: "number combine value running",
+               Pass: "reduces stores row_stores", Reduce: "number combine value running factor",
                Store: "buffer index value dtype update", Condition: "bounds multiples",
                Var: "name extent", Quotient: "value divisor", Remainder: "value divisor",
                Read: "source index extent condition"}

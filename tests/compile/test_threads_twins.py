@@ -233,6 +233,12 @@ def scans() -> Any:
     return lambda x: (x.cumsum(1), x.cumsum(0), (x * 0.01).tanh().cumprod(1)), (real(517, 733),)
 
 
+@case("recurrence")
+def recurrences() -> Any:
+    return trained(lambda x: (x * 0.01).tanh().cumprod(1).sum() + x.logcumsumexp(0).sum(),
+                   real(517, 733))
+
+
 @case("argsort", "take")
 def sorts() -> Any:
     return lambda x: (*gs.sort(x, dim=1), *gs.topk(x, 9), *gs.sort(x, dim=0)), (real(217, 533),)

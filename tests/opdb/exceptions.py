@@ -34,7 +34,7 @@ SHAPE_ONLY: dict[str, str] = {
 TOLERANCE: dict[str, tuple[float, float, str]] = {
     "cov": (1e-4, 1e-4, "gradients of the weights that are 0 but for rounding on both sides"),
     "matrix_exp": (1e-2, 1e-2, "PyTorch is wrong by 5e-2 of 3e3, ours by 2e-3"),
-    "logcumsumexp": (1e-3, 1e-3, "PyTorch's gradient is wrong by 6e-4, ours by 3e-5"),
+    "logcumsumexp": (1e-3, 1e-3, "PyTorch's gradient is wrong by up to 6e-4, ours by 1e-7"),
     "nn.functional.conv_transpose3d": (
         1e-4, 1e-4, "sums of 500 products that cancel; PyTorch is wrong by 4e-7, ours by 7e-7"),
     "nn.functional.ctc_loss": (1e-3, 1e-4, "PyTorch's gradient is wrong by 8e-5, ours by 6e-8"),

@@ -500,7 +500,12 @@ class _KernelWriter:
                 value = self.values.vector_of(r.value, lane) if wide \
                     else self.values.emit(r.value, None)
                 old = b.load(e.t, slot)
-                new = combine(e, r.combine, old, value)
+                if r.factor is None:
+                    new = combine(e, r.combine, old, value)
+                else:
+                    factor = self.values.vector_of(r.factor, lane) if wide \
+                        else self.values.emit(r.factor, None)
+                    new = e.fma(old, factor, value)
                 if wide and lane is not None and lane.mask is not None:
                     new = e.select(lane.mask, new, old)
                 b.store(e.t, new, slot)

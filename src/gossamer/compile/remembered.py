@@ -62,7 +62,7 @@ class _Shape:
             self._vals[id(val)] = len(self._vals)
         for p in kernel.passes:
             parts.append((
-                tuple([(r.number, r.combine, self._vals[id(r.value)],
+                tuple([(r.number, r.combine, tuple([self._vals[id(v)] for v in r.operands()]),
                         None if r.running is None else self._store(r.running))
                        for r in p.reduces]),
                 tuple([self._store(s) for s in p.stores]),

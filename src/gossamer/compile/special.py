@@ -44,20 +44,21 @@ def kernel_call(kernel: Kernel, target: Target, specialize: bool) -> Call:
 
 def _scan(cluster: Cluster, buffers: dict[int, int], target: Target,
           specialize: bool) -> list[Call]:
-    """Running sum, product, maximum or minimum along one axis."""
+    """Running sum, product, maximum or minimum along one axis, or a recurrence along it."""
     node = cluster.members[0]
     axis, shape = node.attrs["axis"], node.shape
     sizes = (prod(shape[:axis]), shape[axis], prod(shape[axis + 1:]))
     at = (var("i0", sizes[0]), var("r0", sizes[1]), var("i1", sizes[2]))
     linear = ravel(at, sizes)
-    value = Lowering(buffers).value(node.inputs[0], unravel(linear, shape))
+    ask = Lowering(buffers)
+    *factor, value = [ask.value(x, unravel(linear, shape)) for x in node.inputs]
     names = [v.name for v in linear.variables()]
     so_far = Val("acc", node.dtype, 0, (), names)
     running = Store(buffers[id(node)], linear, so_far, node.dtype)
-    step = Reduce(0, node.attrs["combine"], value, running)
+    step = Reduce(0, node.attrs.get("combine", "add"), value, running, *factor)
     # Without outer rows the columns are the parallel loop.
     kept = [Axis("i0", sizes[0])] * (sizes[0] > 1 or sizes[2] == 1) + [Axis("i1", sizes[2])]
-    kernel = Kernel("scan", kept, [Axis("r0", sizes[1])], [Pass(reduces=[step])], serial=True)
+    kernel = Kernel(node.op.name, kept, [Axis("r0", sizes[1])], [Pass(reduces=[step])], serial=True)
     return [kernel_call(kernel, target, specialize)]
 
 
@@ -157,7 +158,7 @@ def _weight_gradient(cluster: Cluster, buffers: dict[int, int], target: Target,
 
 
 SPECIAL: dict[str, Callable[[Cluster, dict[int, int], Target, bool], list[Call]]] = {
-    "scan": _scan, "scatter": _scatter, "scatter_add": _scatter,
+    "scan": _scan, "recurrence": _scan, "scatter": _scatter, "scatter_add": _scatter,
     "argsort": _argsort, "concat": _concat,
     "attention": _attention, "attention_grad": backward_calls,
     "conv": _convolution, "conv_weight": _weight_gradient, "max_pool_grad": pool_grad_calls,

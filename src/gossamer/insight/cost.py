@@ -143,7 +143,7 @@ def kernel_flops(kernel: Kernel) -> float:
         if val.kind == "op" and val.dtype.kind == "f":
             total += val.data[0].cost * _turns(val.vars, extents)
     points = prod(extents.values())
-    return total + points * sum(len(p.reduces) for p in kernel.passes)
+    return total + points * sum(len(r.operands()) for p in kernel.passes for r in p.reduces)
 
 
 def _turns(names: Iterable[str], extents: dict[str, int]) -> int:

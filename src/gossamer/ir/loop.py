@@ -63,12 +63,20 @@ class Axis:
 
 @dataclass
 class Reduce:
-    """Accumulate `value` over the reduced axes; `combine` is add, mul, max or min."""
+    """Accumulate `value` over the reduced axes; `combine` is add, mul, max or min.
+
+    A recurrence multiplies the accumulator by `factor` before each step.
+    """
 
     number: int
     combine: str
     value: Val
     running: Store | None = None  # scans: store the accumulator at every step
+    factor: Val | None = None
+
+    def operands(self) -> tuple[Val, ...]:
+        """What each step reads."""
+        return (self.value,) if self.factor is None else (self.factor, self.value)
 
 
 @dataclass
@@ -132,7 +140,8 @@ class Kernel:
         order: list[Val] = []
         done: set[int] = set()
         stores = list(self.inner_stores() if inner else self.stores())
-        roots = [*(r.value for p in self.passes for r in p.reduces), *(s.value for s in stores)]
+        roots = [*(v for p in self.passes for r in p.reduces for v in r.operands()),
+                 *(s.value for s in stores)]
         stack = [(root, False) for root in roots]
         for s in stores:
             stack.extend((v, False) for v in index_values(s.index))
@@ -194,7 +203,11 @@ def show(kernel: Kernel) -> str:
             lines.append(f"{inner}for {axis.name} in {axis.extent}:")
             inner += "  "
         for r in p.reduces:
+            if r.factor is not None:
+                lines.append(f"{inner}acc{r.number} mul= {_text(r.factor, names)}")
             lines.append(f"{inner}acc{r.number} {r.combine}= {_text(r.value, names)}")
+            if r.running is not None:
+                lines.append(f"{inner}b{r.running.buffer}[{r.running.index!r}] = acc{r.number}")
         for s in p.stores:
             sign = "+=" if s.update else "="
             lines.append(f"{inner}b{s.buffer}[{s.index!r}] {sign} {_text(s.value, names)}")

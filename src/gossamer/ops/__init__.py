@@ -152,7 +152,7 @@ from gossamer.ops.random import (
     random_uniform,
 )
 from gossamer.ops.reduction import argmax, argmin, broadcast, reduce_max, reduce_min, reduce_sum
-from gossamer.ops.scan import reduce_prod, scan
+from gossamer.ops.scan import recurrence, reduce_prod, scan
 from gossamer.ops.sort import argsort
 from gossamer.ops.wrapper import custom, detach, leaf
 
@@ -171,7 +171,7 @@ __all__ = [
     "logsumexp", "lt", "matmul", "max_pool", "maximum", "mean", "minimum", "mish", "mul",
     "mulhi_u32", "ne", "neg", "nextafter", "pad", "pad_or_cut", "permute", "polygamma", "pow",
     "quantized_linear",
-    "random_bits", "random_integers", "random_normal", "random_uniform", "reciprocal",
+    "random_bits", "random_integers", "random_normal", "random_uniform", "reciprocal", "recurrence",
     "reduce_max", "reduce_min", "reduce_prod", "reduce_sum", "relu", "relu6", "remainder",
     "reshape", "rms_norm", "round", "rsqrt", "scaled_dot_product_attention", "scan", "scatter",
     "scatter_add", "selu", "shift_left", "shift_right", "shift_right_logical", "sigmoid", "sign",

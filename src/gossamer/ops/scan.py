@@ -1,7 +1,8 @@
-"""Running combinations along an axis (`scan`), and `reduce_prod`, whose rule needs them. Layer 1.
+"""Running combinations along an axis: `scan`, `recurrence`, and `reduce_prod`. Layer 1.
 
 Both derivative rules of products avoid division, so they are right where elements are zero, to any
-order. Running extremes pass the cotangent to the element that holds the record, the last one among
+order: a running product's is a recurrence, and a recurrence's is one that runs backwards. Running
+extremes pass the cotangent to the element that holds the record, the last one among
 equals (PyTorch's cummax).
 """
 
@@ -17,9 +18,16 @@ from gossamer.ops.elementwise import add, eq, isnan, mul, where
 from gossamer.ops.indexing import scatter_add
 from gossamer.ops.movement import flip, pad, permute, reshape, slice_
 from gossamer.ops.reduction import broadcast, reduced_type, reduction_samples
-from gossamer.ops.rules import Type, axis_in_range, dtype_error, shape_error, wide
+from gossamer.ops.rules import (
+    Type,
+    axis_in_range,
+    dtype_error,
+    same_numbers,
+    shape_error,
+    wide,
+)
 
-__all__ = ["record_positions", "reduce_prod", "scan", "shift"]
+__all__ = ["record_positions", "recurrence", "reduce_prod", "scan", "shift"]
 
 _COMBINE = {"add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimum}
 
@@ -58,19 +66,15 @@ def _suffix_sum(g: Node, axis: int) -> Node:
     return flip(scan(reverse, axis=axis, combine="add"), axes=(axis,))
 
 
-def _product_rule(g: Node, x: Node, axis: int) -> Node:
-    """g_i' = (product of x before i) * R_i with R_i = g_i + x_{i+1} R_{i+1}.
+def _carried_back(g: Node, a: Node, axis: int) -> Node:
+    """r_i = g_i + a_{i+1} r_{i+1}: what reaches element i of a recurrence from all behind it."""
+    factors = flip(shift(a, axis, -1, 0), axes=(axis,))
+    return flip(recurrence(factors, flip(g, axes=(axis,)), axis=axis), axes=(axis,))
 
-    The recurrence is solved by doubling in log2(n) steps: after step k, R_i = b_i + a_i R_{i+2^k}.
-    """
-    before = shift(scan(x, axis=axis, combine="mul"), axis, 1, 1)
-    a, b = shift(x, axis, -1, 0), g
-    step = 1
-    while step < x.shape[axis]:
-        b = add(b, mul(a, shift(b, axis, -step, 0)))
-        a = mul(a, shift(a, axis, -step, 0))
-        step *= 2
-    return mul(before, b)
+
+def _product_rule(g: Node, y: Node, x: Node, axis: int) -> Node:
+    """A running product is the recurrence y_i = x_i y_{i-1} from y_{-1} = 1."""
+    return mul(shift(y, axis, 1, 1), _carried_back(g, x, axis))
 
 
 def record_positions(x: Node, y: Node, axis: int) -> Node:
@@ -103,7 +107,7 @@ def _scan_vjp(g: Node, y: Node, x: Node, *, axis: int, combine: str) -> tuple[No
         return (g,)
     if combine == "add":
         return (_suffix_sum(g, axis),)
-    return (_product_rule(g, x, axis) if combine == "mul" else _extreme_rule(g, y, x, axis),)
+    return (_product_rule(g, y, x, axis) if combine == "mul" else _extreme_rule(g, y, x, axis),)
 
 
 def _scan_samples(rng: np.random.Generator) -> list[Sample]:
@@ -123,6 +127,43 @@ scan: Op = define(Op(
     infer=_scan_type, reference=_scan_reference, vjp=_scan_vjp,
     batch=lambda op, size, x, *, axis, combine: op(x, axis=axis + 1, combine=combine), cost=4.0,
     onnx="CumSum-14", samples=_scan_samples))
+
+
+def _recurrence_type(op: Op, a: Node, b: Node, *, axis: int) -> Type:
+    axis_in_range(op, a, axis)
+    return same_numbers(op, a, b)
+
+
+def _recurrence_reference(a: np.ndarray, b: np.ndarray, *, axis: int) -> np.ndarray:
+    result = np.empty(b.shape, wide(b))
+    factors, terms, rows = (np.moveaxis(v, axis, 0) for v in (a, b, result))
+    last = np.zeros(rows.shape[1:], rows.dtype)
+    for i in range(len(rows)):
+        rows[i] = last = factors[i] * last + terms[i]
+    return result
+
+
+def _recurrence_vjp(g: Node, y: Node, a: Node, b: Node, *, axis: int) -> tuple[Node, Node]:
+    if b.size == 0:
+        return g, g
+    reached = _carried_back(g, a, axis)
+    return mul(reached, shift(y, axis, 1, 0)), reached
+
+
+def _recurrence_samples(rng: np.random.Generator) -> list[Sample]:
+    found = [Sample((rng.normal(size=shape), rng.normal(size=shape)), {"axis": axis})
+             for shape, axis in (((7,), 0), ((2, 3), 0), ((3, 5), 1), ((2, 4, 3), 1), ((1,), 0),
+                                 ((0, 2), 0), ((2, 0), 0))]
+    zeros = (np.array([1.5, 0.0, -2.0, 0.0, 3.0]), np.array([1.0, 0.0, 2.0, -1.0, 0.0]))
+    whole = (rng.integers(-3, 3, (2, 4)), rng.integers(-3, 3, (2, 4)))
+    return [*found, Sample(zeros, {"axis": 0}), Sample(whole, {"axis": 1}, gradient=False)]
+
+
+recurrence: Op = define(Op(
+    "recurrence", "scan", "y_i = a_i y_{i-1} + b_i along `axis`, from y_{-1} = 0.",
+    infer=_recurrence_type, reference=_recurrence_reference, vjp=_recurrence_vjp,
+    batch=lambda op, size, a, b, *, axis: op(a, b, axis=axis + 1), cost=4.0,
+    samples=_recurrence_samples))
 
 
 def _prod_type(op: Op, x: Node, *, axes: Shape) -> Type:
