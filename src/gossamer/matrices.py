@@ -153,7 +153,7 @@ def matrix_power(input: Tensor, n: int) -> Tensor:
         n >>= 1
         square = square @ square if n else square
     assert made is not None
-    return made
+    return made.clone() if made is input else made
 
 
 @public(method=False)

@@ -521,6 +521,23 @@ def unfold(self: Tensor, dimension: int, size: int, step: int) -> Tensor:
     if size == 0:
         count = extent // step + 1
         return wrap(prims.full(0, (*shape[:axis], count, *shape[axis + 1:], 0), self._node.dtype))
-    steps += ((BROADCAST, {"shape": new, "axes": (len(shape),)}),
-              (WINDOWS, {"axis": axis, "stride": step, "dilation": 1}))
+    apart = _apart_steps(shape, axis, size, step)
+    steps += apart or ((BROADCAST, {"shape": new, "axes": (len(shape),)}),
+                       (WINDOWS, {"axis": axis, "stride": step, "dilation": 1}))
     return make_view(self, steps)
+
+
+def _apart_steps(shape: Shape, axis: int, size: int, step: int) -> Steps:
+    """Windows that share no element, which may be written; () if they do, or the last gap ends
+    beyond the extent."""
+    before, extent, after = shape[:axis], shape[axis], shape[axis + 1:]
+    count = (extent - size) // step + 1
+    if size == 1:
+        return (*slice_steps(shape, axis, 0, (count - 1) * step + 1, step),
+                (RESHAPE, {"shape": (*before, count, *after, 1)}))
+    if size > step or count * step > extent:
+        return ()
+    cut = (*before, count, step, *after)
+    order = [*range(axis + 1), *range(axis + 2, len(cut)), axis + 1]
+    return (*slice_steps(shape, axis, 0, count * step), (RESHAPE, {"shape": cut}),
+            *slice_steps(cut, axis + 1, 0, size), *permute_steps(order))

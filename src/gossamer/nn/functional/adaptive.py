@@ -77,9 +77,10 @@ def _adaptive_mean(x: Tensor, dim: int, count: int) -> Tensor:
 def _adaptive_avg(name: str, input: Tensor, output_size: Any, n: int) -> Tensor:
     sizes = _sizes(name, input, output_size, n)
     first = input.dim() - n
+    x = input
     for i in range(n):  # the mean over a box is the mean of means: its sides are independent
-        input = _adaptive_mean(input, first + i, sizes[i])
-    return input
+        x = _adaptive_mean(x, first + i, sizes[i])
+    return input.clone() if x is input else x
 
 
 def adaptive_avg_pool1d(input: Tensor, output_size: Any) -> Tensor:

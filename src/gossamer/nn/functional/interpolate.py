@@ -67,7 +67,7 @@ def interpolate(input: Tensor, size: Any = None, scale_factor: Any = None, mode:
     work = input if input.dtype in (float32, float64) or "nearest" in mode else input.to(float32)
     for i in range(n):
         work = _resize(work, 2 + i, sizes[i], scales[i], mode, bool(align_corners), antialias)
-    return work.to(input.dtype)
+    return input.clone() if work is input else work.to(input.dtype)
 
 
 def _target(extents: tuple[int, ...], size: Any, scale_factor: Any,

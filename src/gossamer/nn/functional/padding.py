@@ -50,7 +50,7 @@ def pad(input: Tensor, pad: Sequence[int], mode: str = "constant",
         input = _as_autocast_has_it(input)
     for i in range(pairs):
         input = _by_index(input, input.dim() - 1 - i, pad[2 * i], pad[2 * i + 1], mode)
-    return input
+    return input if any(pad) else input.clone()
 
 
 @full_precision
@@ -82,7 +82,7 @@ def _constant(x: Tensor, pad: tuple[int, ...], value: float) -> Tensor:
                 shape[dim] = amount
                 parts.insert(at, fill.expand(shape))
         x = gf.cat(parts, dim)
-    return x.clone() if not any(pad) else x
+    return x.clone() if fill is None else x  # the rest may still be a view of the input
 
 
 def _by_index(x: Tensor, dim: int, before: int, after: int, mode: str) -> Tensor:

@@ -28,7 +28,7 @@ def pixel_shuffle(input: Tensor, upscale_factor: int) -> Tensor:
     n = len(lead)
     x = input.reshape(*lead, c // (r * r), r, r, h, w)
     x = x.permute(*range(n), n, n + 3, n + 1, n + 4, n + 2)
-    return x.reshape(*lead, c // (r * r), h * r, w * r)
+    return x.reshape(*lead, c // (r * r), h * r, w * r).clone()  # of r = 1 a view
 
 
 def pixel_unshuffle(input: Tensor, downscale_factor: int) -> Tensor:
@@ -41,7 +41,7 @@ def pixel_unshuffle(input: Tensor, downscale_factor: int) -> Tensor:
     n = len(lead)
     x = input.reshape(*lead, c, h // r, r, w // r, r)
     x = x.permute(*range(n), n, n + 2, n + 4, n + 1, n + 3)
-    return x.reshape(*lead, c * r * r, h // r, w // r)
+    return x.reshape(*lead, c * r * r, h // r, w // r).clone()
 
 
 def channel_shuffle(input: Tensor, groups: int) -> Tensor:
@@ -51,7 +51,7 @@ def channel_shuffle(input: Tensor, groups: int) -> Tensor:
         raise ShapeError(f"channel_shuffle (groups={groups}): the input has shape {shape}; it must "
                          "be (N, C, …) with more than 2 dimensions and C divisible by groups.")
     x = input.reshape(shape[0], groups, shape[1] // groups, *shape[2:])
-    return x.transpose(1, 2).reshape(shape)
+    return x.transpose(1, 2).reshape(shape).clone()
 
 
 native_channel_shuffle = channel_shuffle
@@ -79,7 +79,8 @@ def unfold(input: Tensor, kernel_size: Any, dilation: Any = 1, padding: Any = 0,
         x = x.unfold(2 + i, (kernel[i] - 1) * spread[i] + 1, steps[i])
         x = x[..., ::spread[i]] if spread[i] > 1 else x
     x = x.permute(0, 1, 4, 5, 2, 3)
-    return x.reshape(shape[0], shape[1] * kernel[0] * kernel[1], counts[0] * counts[1])
+    x = x.reshape(shape[0], shape[1] * kernel[0] * kernel[1], counts[0] * counts[1])
+    return x.clone()  # blocks of one element are a view
 
 
 def fold(input: Tensor, output_size: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0,
