@@ -192,9 +192,15 @@ def _conv_transpose(n: int) -> Callable[..., Tensor]:
             raise ShapeError(f"{name}(groups={groups}): x is {type_text(x)} and weight "
                              f"{type_text(w)}; x must have {w.shape[0]} channels, divisible by "
                              "groups.")
-        if any(e >= max(s, d) for e, s, d in zip(extra, steps, spread, strict=True)):
-            raise ShapeError(f"{name}: output_padding={extra}; it must be smaller than "
-                             f"stride={steps} or dilation={spread}.")
+        if any(not 0 <= e < max(s, d) for e, s, d in zip(extra, steps, spread, strict=True)):
+            raise ShapeError(f"{name}: output_padding={extra}; it must not be negative, and be "
+                             f"smaller than stride={steps} or dilation={spread}.")
+        sizes = tuple((m - 1) * s + d * (k - 1) + 1 + e - 2 * p for m, s, d, k, e, p in
+                      zip(x.shape[2:], steps, spread, w.shape[2:], extra, around, strict=True))
+        if any(size < 1 for size in sizes):
+            raise ShapeError(f"{name}(padding={around}): x is {type_text(x)} and weight "
+                             f"{type_text(w)}; the result would have the spatial sizes {sizes}, "
+                             "which must be 1 or more. Use less padding.")
         y = conv_transpose_node(x, w, stride=steps, low=around,
                                 high=tuple(p - e for p, e in zip(around, extra, strict=True)),
                                 dilation=spread, groups=groups)

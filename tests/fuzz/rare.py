@@ -59,9 +59,12 @@ def convolve_plane(m: Machine, x: Item, b: int, c: int) -> None:
     channels, width = x.shape[1], 1 + b % 2
     shape = (2, channels, width, 2) if b & 2 else (channels, 2, width, 2)
     weight = (m.lib.arange(prod(shape), dtype=x.t.dtype) % 5 - 2).reshape(shape)
+    stride, padding = 1 + c % 2, c // 2 % 2
+    if not b & 2 and (x.shape[2] - 1) * stride + width <= 2 * padding:
+        return  # nothing would be left: PyTorch refuses some of these, we all
     f = m.functional.conv2d if b & 2 else m.functional.conv_transpose2d
     if affordable(x.shape, 4 * width):
-        t = f(x.t, weight, None, 1 + c % 2, c // 2 % 2)
+        t = f(x.t, weight, None, stride, padding)
         product(m, x, Item(weight, Store(2, 0)), t, 2 * channels * width)
 
 

@@ -83,6 +83,8 @@ m.randint(5, 5, (2,)) | low=5, high=5
 m.ones(2).uniform_(2, 1) | ^x\.uniform_\(2, 1\)
 m.nn.Linear(8, 4)(m.ones(3, 4)) | ^linear \(in_features=8\): x has shape \(3, 4\)
 m.nn.functional.conv2d(m.ones(1, 3, 8, 8), m.ones(4, 2, 3, 3)) | x must have 2 channels
+m.nn.functional.conv_transpose1d(m.ones(1, 2, 2), m.ones(2, 1, 1), padding=2) | Use less padding
+m.nn.functional.conv_transpose1d(m.ones(1, 2, 2), m.ones(2, 1, 1), output_padding=-1) | negative
 m.from_numpy([1, 2]) | ^gs\.from_numpy: expected a NumPy array, not list
 m.index_add(m.ones(3), 0, m.tensor([0]), m.ones(2)) | source has shape \(2,\); it must be \(1,\)
 m.ones(2, 2).diagonal(0, 1, 1) | two different ones
