@@ -154,6 +154,7 @@ def _together(workload: Workload, processes: list[Process], plan: Plan, record: 
     working = [p for p in processes if not p.failed]
     for process in working:
         process.move(apart.binding(process.peer, process.threads))
+        process.rest()
     watch = machine.Watch([p.process.pid for p in processes if not p.failed])
     times: dict[str, list[dict[str, float]]] = {p.peer.name: [] for p in working}
     for turn in range(plan.rounds):
@@ -164,6 +165,7 @@ def _together(workload: Workload, processes: list[Process], plan: Plan, record: 
                 calls = process.answers["calls"]
                 _attempt(process, lambda p=process, n=calls: times[p.peer.name].append(
                     p.ask("round", calls=n)))
+                process.rest()
     _note_bandwidth(workload, working, record)
     for process in working:
         taken = times[process.peer.name]

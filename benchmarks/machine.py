@@ -7,6 +7,7 @@ in the JSON. Without /proc (macOS, Windows) only the load average is known.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["BUSY", "Watch", "busy", "describe", "load"]
+__all__ = ["BUSY", "Watch", "busy", "describe", "load", "thread_seconds"]
 
 BUSY = 0.1  # of one core; /proc counts in ticks of 10 ms, so that less could be noise
 _FEATURES = ("avx", "avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16",
@@ -104,6 +105,15 @@ def _used(pid: int) -> float:
         return 0.0
     fields = path.read_text().rpartition(")")[2].split()
     return sum(int(x) for x in fields[11:15]) / _TICKS
+
+
+def thread_seconds(pid: int) -> float:
+    """CPU time of all threads that a process has now, to the nanosecond; 0 where it is unknown."""
+    used = 0
+    for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError):  # the thread ended meanwhile
+            used += int(path.read_text().split()[0])
+    return used / 1e9
 
 
 def busy(others: float | None, load_before: float) -> bool:

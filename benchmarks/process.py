@@ -11,17 +11,20 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks import machine
 from benchmarks.peers import Peer, environment
 
 __all__ = ["NO_ANSWER", "Failure", "Plan", "Process", "summary"]
 
 
 NO_ANSWER = "no answer"  # how the text of a failure begins when patience was at its end
+_LOOK, _AT_REST = 0.02, 0.1  # seconds between looks at a process; share of a core that is rest
 
 
 class Failure(Exception):
@@ -113,6 +116,17 @@ class Process:
         if "error" in answer:
             raise Failure(answer["error"])
         return answer
+
+    def rest(self, patience: float = 2.0) -> None:
+        """Wait until its threads rest, so that none of its work falls into another's round.
+
+        JAX frees memory for some 80 ms after its answer is there.
+        """
+        before, end = -1.0, time.monotonic() + patience
+        now = machine.thread_seconds(self.process.pid)
+        while now - before > _AT_REST * _LOOK and time.monotonic() < end:
+            time.sleep(_LOOK)
+            before, now = now, machine.thread_seconds(self.process.pid)
 
     def move(self, cores: Sequence[int]) -> None:
         """Bind all its threads to other cores, where they are not bound to these already."""

@@ -6,7 +6,11 @@ import dataclasses
 import json
 import math
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +19,7 @@ from benchmarks import apart, bars, harness, machine, report
 from benchmarks.__main__ import main
 from benchmarks.adapters import torchlike
 from benchmarks.peers import PEERS, Peer, cores, environment, find
+from benchmarks.process import Process
 from benchmarks.worker import fingerprint
 from benchmarks.workloads import GROUPS, WORKLOADS, chosen
 
@@ -265,6 +270,21 @@ def test_beside_bytes_stands_what_memory_gave_in_the_same_row() -> None:
     assert share == pytest.approx(record["bytes"] / seconds / record["peak_bandwidth"])
     del record["peak_bandwidth"]
     assert math.isnan(bars.bandwidth([record]).value)
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="no times of threads")
+def test_the_next_round_waits_for_what_a_peer_does_after_its_answer() -> None:
+    code = ("import threading, time\n"
+            "def work():\n    while time.process_time() < 0.5: pass\n    time.sleep(60)\n"
+            "threading.Thread(target=work).start()\nprint('answer', flush=True)")
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as peer:
+        assert peer.stdout is not None and peer.stdout.readline()
+        Process.rest(SimpleNamespace(process=peer), patience=30.0)
+        assert machine.thread_seconds(peer.pid) > 0.49
+        begin = time.monotonic()
+        Process.rest(SimpleNamespace(process=peer), patience=30.0)
+        peer.kill()
+    assert time.monotonic() - begin < 15.0, "it rests"
 
 
 @pytest.mark.skipif(len(cores()) < 2, reason="one busy core of one leaves nothing")
