@@ -194,29 +194,44 @@ BARS: tuple[Bar, ...] = (
 EXPLAINED: dict[tuple[str, str], str] = {
     ("gpt bfloat16, best peer", ""):
         "the bar was set for AMX. This CPU multiplies bfloat16 at twice float32's rate: a step at "
-        "its very roofline, of which ours reaches 69 and 63 %, would take 415 and 209 ms, 2.1 and "
-        "2.4 times the peer's speed.",
+        "its very roofline, of which ours reaches 71 and 65 %, would take 415 and 209 ms, 2.4 and "
+        "3.0 times the peer's speed.",
     ("nanochat and Muon, bfloat16, best peer", ""):
-        "as for gpt in bfloat16: at its very roofline, of which ours reaches 69 and 58 %, a step "
-        "would take 466 and 233 ms, 2.1 and 2.3 times the peer's speed.",
+        "as for gpt in bfloat16: at its very roofline, of which ours reaches some two thirds, a "
+        "step would take 466 and 233 ms, 2.8 and 2.9 times the peer's speed.",
     ("networks, best peer", "lstm"):
         "nearly all of it is products of 32 rows, and gradients of weights, at 85 % of the peak; "
-        "PyTorch's step took 126 to 151 ms in five runs, ours 116 to 136. Turning the weight "
-        "once, reading it in place and other blocks for its gradient brought 8 % of the recurrent "
-        "product. The bar would be 91 % of the peak.",
+        "1.00 to 1.25 in eleven runs: PyTorch's step took 126 to 151 ms, ours 116 to 136. Turning "
+        "the weight once, reading it in place and other blocks for its gradient brought 8 % of "
+        "the recurrent product. A PyTorch of 126 ms would ask for 91 % of the peak.",
+    ("networks, best peer", "embed"):
+        "1.13 to 1.33 in eight runs on one thread: the forward pass is at up to 92 % of what the "
+        "machine multiplies (48 GFLOP in 478 ms at a peak of 110 GFLOP/s); with the machine's "
+        "state ours took 478 to 561 ms, the best peer 554 to 736.",
     ("share of the roofline, float32", ""):
-        "products run at .85 to .90 of the peak, attention, 15 % of the step, at .54 forward and "
+        "products run at .85 to .90 of the peak, attention, 15 % of the step, at .56 forward and "
         ".65 backward: its rows of 32 numbers leave products too short to hide a tile's ends, and "
         "an eighth of their work lies above the diagonal.",
     ("decode, share of memory's bandwidth", ""):
-        "memory gave two threads 61, 39, 36, 33, 43 and 34 GB/s in six runs, so the share moves "
-        "with the run: .73 and .69 (8 and 4 bits) at 34, .54 and .48 at 43. Of a token .3 to .5 ms "
+        "memory gave two threads 61 to 33 GB/s in eight runs, so the share moves with the run: "
+        ".79 and .64 (8 and 4 bits) at 25 to 33, .65 and .51 at 34 to 38. Of a token .3 to .5 ms "
         "are Python, .17 rounding activations. Larger chunks changed nothing, nor did q, k and v, "
         "and gate and up, in one parallel region each.",
     ("gpt float32, best peer", ""):
-        "1.50, 1.27, 1.36, 1.34, 1.33 and 1.40 in six runs; in the last five ours took .973 to "
-        "1.02 s, the best peer 1.24 to 1.38. The step is at .79 of the roofline, its products at "
-        ".85 to .90.",
+        "1.27 to 1.50 in nine runs, ours .92 to 1.04 s, the best peer 1.24 to 1.67; below the bar "
+        "where rounds began while JAX still freed memory. The step is at .82 of the roofline.",
+    ("100 tanh with gradient, a call", ""):
+        "10 us where the process is alone; between rounds of others the caches are theirs and the "
+        "machine gives 10 to 17 us from run to run, on two threads more often the slow end.",
+    ("100 tanh with gradient, first call", ""):
+        "86 to 184 ms in the last five runs; two thirds are LLVM's, which the machine's slow spells "
+        "stretch.",
+    ("a looked-at sum of 4 numbers", ""):
+        "9.4 to 13.6 us in the last runs, 11 in a loop of its own: a plan looked up by its "
+        "structure, one native call, one tensor made.",
+    ("matrix product alone, best peer", ""):
+        "products of half a millisecond vary by some per cent from run to run: 512 in bfloat16 on "
+        "one thread .966 to .99, 1,024 in float32 on two .89 to 1.05.",
 }
 
 
