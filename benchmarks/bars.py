@@ -224,8 +224,9 @@ EXPLAINED: dict[tuple[str, str], str] = {
         "10 us where the process is alone; between rounds of others the caches are theirs and the "
         "machine gives 10 to 17 us from run to run, on two threads more often the slow end.",
     ("100 tanh with gradient, first call", ""):
-        "86 to 184 ms in the last five runs; two thirds are LLVM's, which the machine's slow spells "
-        "stretch.",
+        "76 to 84 ms alone on a quiet machine, of which LLVM takes a sixth, loading it as much, "
+        "and the passes in Python the rest; 86 to 184 in five runs, and 1.43 s once, as the first "
+        "row of a run, its files not yet read from the disk.",
     ("a looked-at sum of 4 numbers", ""):
         "9.4 to 13.6 us in the last runs, 11 in a loop of its own: a plan looked up by its "
         "structure, one native call, one tensor made.",
