@@ -65,7 +65,7 @@ class Bar:
         """A figure of this bar, or its limit, in its unit."""
         if math.isnan(value):
             return "-"
-        return {"x": f"{value:.2f} x", "%": f"{100 * value:.0f} %",
+        return {"x": f"{value:.2f} x", "%": f"{100 * value:.1f} %",
                 "s": report.duration(value)}[self.unit]
 
 
@@ -194,18 +194,18 @@ BARS: tuple[Bar, ...] = (
 EXPLAINED: dict[tuple[str, str], str] = {
     ("gpt bfloat16, best peer", ""):
         "the bar was set for AMX. This CPU multiplies bfloat16 at twice float32's rate: a step at "
-        "its very roofline, of which ours reaches 71 and 65 %, would take 415 and 209 ms, 2.4 and "
-        "3.0 times the peer's speed.",
+        "its very roofline, of which ours reaches 73 and 68 %, would take 415 and 209 ms, 2.1 and "
+        "3.1 times the peer's speed.",
     ("nanochat and Muon, bfloat16, best peer", ""):
-        "as for gpt in bfloat16: at its very roofline, of which ours reaches some two thirds, a "
-        "step would take 466 and 233 ms, 2.8 and 2.9 times the peer's speed.",
+        "as for gpt in bfloat16: at its very roofline, of which ours reaches 66 and 63 %, a "
+        "step would take 466 and 233 ms, 2.1 and 2.4 times the peer's speed.",
     ("networks, best peer", "lstm"):
         "nearly all of it is products of 32 rows, and gradients of weights, at 85 % of the peak; "
-        "1.00 to 1.25 in eleven runs: PyTorch's step took 126 to 151 ms, ours 116 to 136. Turning "
+        "1.00 to 1.25 in twelve runs: PyTorch's step took 126 to 151 ms, ours 115 to 136. Turning "
         "the weight once, reading it in place and other blocks for its gradient brought 8 % of "
         "the recurrent product. A PyTorch of 126 ms would ask for 91 % of the peak.",
     ("networks, best peer", "embed"):
-        "1.13 to 1.33 in eight runs on one thread: the forward pass is at up to 92 % of what the "
+        "1.13 to 1.33 in nine runs on one thread: the forward pass is at up to 92 % of what the "
         "machine multiplies (48 GFLOP in 478 ms at a peak of 110 GFLOP/s); with the machine's "
         "state ours took 478 to 561 ms, the best peer 554 to 736.",
     ("share of the roofline, float32", ""):
@@ -213,19 +213,20 @@ EXPLAINED: dict[tuple[str, str], str] = {
         ".65 backward: its rows of 32 numbers leave products too short to hide a tile's ends, and "
         "an eighth of their work lies above the diagonal.",
     ("decode, share of memory's bandwidth", ""):
-        "memory gave two threads 61 to 33 GB/s in eight runs, so the share moves with the run: "
-        ".79 and .64 (8 and 4 bits) at 25 to 33, .65 and .51 at 34 to 38. Of a token .3 to .5 ms "
+        "memory gave two threads 61 to 29 GB/s in nine runs, so the share moves with the run: "
+        ".82 and .73 (8 bits, one and two threads) at 25 and 29, .62 and .56 (4 bits) at 27 and "
+        "38 in the last; 4 bits reached .77 and .69 in others. Of a token .3 to .5 ms "
         "are Python, .17 rounding activations. Larger chunks changed nothing, nor did q, k and v, "
         "and gate and up, in one parallel region each.",
     ("gpt float32, best peer", ""):
-        "1.27 to 1.50 in nine runs, ours .92 to 1.04 s, the best peer 1.24 to 1.67; below the bar "
+        "1.27 to 1.50 in ten runs, ours .92 to 1.04 s, the best peer 1.24 to 1.67; below the bar "
         "where rounds began while JAX still freed memory. The step is at .82 of the roofline.",
     ("100 tanh with gradient, a call", ""):
         "10 us where the process is alone; between rounds of others the caches are theirs and the "
         "machine gives 10 to 17 us from run to run, on two threads more often the slow end.",
     ("100 tanh with gradient, first call", ""):
         "76 to 84 ms alone on a quiet machine, of which LLVM takes a sixth, loading it as much, "
-        "and the passes in Python the rest; 86 to 184 in five runs, and 1.43 s once, as the first "
+        "and the passes in Python the rest; 86 to 184 in six runs, and 1.43 s once, as the first "
         "row of a run, its files not yet read from the disk.",
     ("a looked-at sum of 4 numbers", ""):
         "9.4 to 13.6 us in the last runs, 11 in a loop of its own: a plan looked up by its "
