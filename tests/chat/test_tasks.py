@@ -25,7 +25,7 @@ from gossamer.chat.task import (
 )
 from gossamer.chat.tasks import TASKS
 from gossamer.chat.tokenizer import Tokenizer
-from gossamer.chat.words import common_words, draw_word, invent_word
+from gossamer.chat.words import common_words, draw_word, invent_word, listed
 
 EACH = pytest.mark.parametrize("name", list(TASKS))
 
@@ -60,6 +60,8 @@ KINDS = [
     ("order", ("largest", (91, 482, 305, 77)), "482"),
     ("order", ("smallest", (91, 482, 305, 77)), "77"),
     ("order", ("compare", (91, 482)), "482"),
+    ("weekday", ("day", "Thursday", 1), "1=0+1 1 Friday => Friday"),
+    ("weekday", ("month", "January", -1), "1 December => December"),
     ("weekday", ("month", "January", -2), "1 December 2 November => November"),
     ("date", ("between", 2024, 2, 27, 3), "24=4*6 29-27=2+1 => 3"),
     ("date", ("between", 2024, 2, 2, 3), "5-2 => 3"),
@@ -161,7 +163,7 @@ def _needed(q: Question) -> list[str]:
     if q.task == "order":
         return [str(f) for f in facts[0]]
     if q.task == "weekday":
-        return [facts[0], str(abs(facts[1]))]
+        return [facts[0]]  # how far and which way: the test below
     if q.task == "date":
         start = date(*facts[:3])
         end = start + timedelta(facts[3])
@@ -171,6 +173,25 @@ def _needed(q: Question) -> list[str]:
                 "change": [str(f) for f in facts], "units": [str(facts[0])],
                 "to_roman": [str(facts[0])], "from_roman": [to_roman(facts[0])]}[kind]
     return [str(f) for f in facts]  # reverse_word and calculator
+
+
+def test_weekday_question_states_how_far_and_which_way() -> None:
+    """In digits or in a word; the very next day also as `after`, `follows` or `tomorrow`."""
+    number = dict(enumerate(listed(
+        "one two three four five six seven eight nine ten eleven twelve"), start=1))
+    ways = {True: {"after", "follows", "tomorrow"}, False: {"before", "precedes", "yesterday"}}
+    rng, said = Random(6), set()
+    for _ in range(3000):
+        q = sample(TASKS["weekday"], rng)
+        kind, _, away = q.facts
+        spoken = re.findall(r"\w+", q.text.lower())
+        assert any(w in ways[away > 0] for w in spoken), q
+        assert not any(w in ways[away < 0] for w in spoken), q
+        stated = {str(abs(away)), number.get(abs(away), "")} & set(spoken)
+        assert stated or abs(away) == 1, q
+        said |= {(kind, way) for way in ways[away > 0] & set(spoken)} | stated
+    assert {("day", way) for both in ways.values() for way in both} <= said
+    assert {"3", "three", "60"} <= said
 
 
 @EACH

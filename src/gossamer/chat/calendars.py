@@ -10,6 +10,7 @@ from datetime import date, timedelta
 from random import Random
 
 from gossamer.chat.task import ARROW, Task, final_part, pick
+from gossamer.chat.words import listed
 
 __all__ = ["CALENDAR"]
 
@@ -21,6 +22,8 @@ _MONTH_LENGTHS = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 _FIRST_YEAR, _YEARS = 1950, 100
 _MOST_DAYS = 60  # of a weekday question; beyond it only the remainder's table grows
 _MOST_MONTHS = 11
+_NEXT_SHARE = 0.15  # of the questions: the very next day or month, which people ask most
+_NUMBERS = listed("one two three four five six seven eight nine ten eleven twelve")
 _MOST_STEPS = 9  # of a date question
 
 DayFacts = tuple[str, str, int]  # "day" or "month", its name, how many from it (negative = before)
@@ -31,6 +34,8 @@ def _draw_weekday(rng: Random) -> DayFacts:
     forward = rng.random() < 0.7
     kind = "day" if rng.random() < 0.8 else "month"
     away = 1 + int(rng.random() * (_MOST_DAYS if kind == "day" else _MOST_MONTHS))
+    if rng.random() < _NEXT_SHARE:
+        away = 1
     return kind, pick(rng, _NAMES[kind]), away if forward else -away
 
 
@@ -60,9 +65,19 @@ def _weekday_is(facts: DayFacts, reply: str) -> bool:
 
 def _weekday_fields(facts: DayFacts, rng: Random) -> dict[str, str]:
     kind, name, away = facts
-    plural = kind if abs(away) == 1 else kind + "s"
-    return {kind: name if rng.random() < 0.85 else name.lower(), "n": f"{abs(away)} {plural}",
-            "after": "after" if away > 0 else "before"}
+    count, forward = abs(away), away > 0
+    plural = kind if count == 1 else kind + "s"
+    number = _NUMBERS[count - 1] if count <= len(_NUMBERS) and rng.random() < 0.3 else count
+    return {kind: name if rng.random() < 0.85 else name.lower(), "n": f"{number} {plural}",
+            "after": "after" if forward else "before",
+            "follows": "follows" if forward else "precedes",
+            "is_tomorrow": "is tomorrow" if forward else "was yesterday",
+            "will": "will it be tomorrow" if forward else "was it yesterday"}
+
+
+def _weekday_kind(facts: DayFacts) -> str:
+    kind, _, away = facts
+    return f"next {kind}" if abs(away) == 1 else kind
 
 
 def _draw_date(rng: Random) -> DateFacts:
@@ -133,7 +148,7 @@ CALENDAR = (
         fields=_weekday_fields,
         answer=_weekday_answer,
         verify=_weekday_is,
-        kind=lambda facts: facts[0],
+        kind=_weekday_kind,
     ),
     Task(
         name="date",
