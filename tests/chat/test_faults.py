@@ -33,7 +33,7 @@ NEW = ("speedrun", "--steps", "2", "--questions", "1", "--depth", "1", "--no-cha
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of runs with one run that came to its end."""
     root = tmp_path_factory.mktemp("finished")
-    speedrun(SpeedrunOptions(name="mine", steps=2, questions=1, depth=1, root=root), chat=False,
+    speedrun(SpeedrunOptions(name="mine", steps=2, questions=1, depth=1, root=root),
              console=Console(file=StringIO()))
     return root
 

@@ -218,20 +218,20 @@ def test_a_trained_model_practises_on(tmp_path: Path) -> None:
     """`gossamer practice`: a new run from an old one's weights, which stay as they are."""
     quiet = Console(quiet=True)
     small = SpeedrunOptions(name="old", questions=2, depth=1, steps=3, root=tmp_path)
-    newest = latest(speedrun(small, chat=False, console=quiet))
+    newest = latest(speedrun(small, console=quiet))
     assert newest is not None
     before = (newest / "model.safetensors").read_bytes()
     more = replace(small, name="", practice=1.0, start="old", tasks=("weekday",), attempts=(2, 3),
                    steps=2)
-    folder = speedrun(more, chat=False, console=quiet)
+    folder = speedrun(more, console=quiet)
     assert folder.name == "practice" and (newest / "model.safetensors").read_bytes() == before
     report = (folder / "report.md").read_text()
     assert "| task | what | at the start | exact match |" in report
     assert "Practice: 2 steps" in report
-    assert speedrun(SpeedrunOptions(root=tmp_path), resume="practice", chat=False,
+    assert speedrun(SpeedrunOptions(root=tmp_path), resume="practice",
                     console=quiet) == folder  # its settings, lists of JSON, are read again
     with pytest.raises(ValueError, match="--task juggle: there is no such task; choose of spell, "):
-        speedrun(replace(more, tasks=("juggle",)), chat=False, console=quiet)
+        speedrun(replace(more, tasks=("juggle",)), console=quiet)
     with pytest.raises(CheckpointError, match="nobody"):
-        speedrun(replace(more, start="nobody"), chat=False, console=quiet)
+        speedrun(replace(more, start="nobody"), console=quiet)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["old", "practice"]

@@ -562,14 +562,14 @@ def test_a_run_reads_on_without_a_network(start: Start, tmp_path: Path) -> None:
     quiet = Console(file=io.StringIO())
     options = SpeedrunOptions(name="mine", steps=2, questions=1, depth=1, root=tmp_path / "runs",
                               data=("hf://datasets/me/set/data",))
-    folder = speedrun(options, chat=False, console=quiet)
+    folder = speedrun(options, console=quiet)
     kept = json.loads((folder / "run.json").read_text())["options"]["data"]
     assert len(kept) == 3 and all("#sha256=" in address for address in kept)
     asked = len(server.does.asked)
-    speedrun(SpeedrunOptions(root=tmp_path / "runs"), resume="mine", chat=False, console=quiet)
+    speedrun(SpeedrunOptions(root=tmp_path / "runs"), resume="mine", console=quiet)
     assert len(server.does.asked) == asked
     for copy in (tmp_path / "data" / "remote").glob("*/a.txt"):
         copy.unlink()
     server.does.files = {**HUB, "/data/a.txt": b"Another text."}
     with pytest.raises(DataError, match=f"me/set@{COMMIT}/data/a.txt.*its SHA-256 is"):
-        speedrun(SpeedrunOptions(root=tmp_path / "runs"), resume="mine", chat=False, console=quiet)
+        speedrun(SpeedrunOptions(root=tmp_path / "runs"), resume="mine", console=quiet)

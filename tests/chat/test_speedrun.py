@@ -29,13 +29,13 @@ def test_what_is_given_is_known_though_it_is_the_default(
     monkeypatch: pytest.MonkeyPatch, arguments: str, given: set[str],
 ) -> None:
     seen: list[dict[str, Any]] = []
-    monkeypatch.setattr(app, "speedrun", lambda options, **rest: seen.append(rest))
+    monkeypatch.setattr(app, "speedrun", lambda options, console, **rest: seen.append(rest))
     monkeypatch.setattr(sys, "argv", ["gossamer", "speedrun", "--resume", "mine", "--no-chat",
                                       *arguments.split()])
     with pytest.raises(SystemExit) as ended:
         app.run()
     assert ended.value.code in (0, None)
-    assert seen == [{"resume": "mine", "given": given, "chat": False}]
+    assert seen == [{"resume": "mine", "given": given}]
 
 
 def test_a_resumed_run_takes_over_what_is_given(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def practised(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     out = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "read_prose", lambda: prose)
-        folder = speedrun(options, chat=False, console=Console(file=out, width=200))
+        folder = speedrun(options, console=Console(file=out, width=200))
     return folder, out.getvalue()
 
 
@@ -128,5 +128,5 @@ def test_the_run_s_length_is_what_the_model_learns_of_itself(practised: tuple[Pa
         patch.setattr(module, "Curriculum", stop)
         with pytest.raises(RuntimeError):
             speedrun(SpeedrunOptions(steps=7, depth=1, root=practised[0].parent / "other"),
-                     chat=False, console=Console(file=io.StringIO()))
+                     console=Console(file=io.StringIO()))
     assert seen[0]["training"] == "7 steps"

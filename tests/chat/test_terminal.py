@@ -420,23 +420,23 @@ def test_speedrun_from_nothing_to_a_report(tmp_path: Path) -> None:
     """Six seconds of a model of one layer: nothing is learned, but every phase runs."""
     out = io.StringIO()
     options = SpeedrunOptions(minutes=0.1, questions=4, depth=1, root=tmp_path)
-    folder = speedrun(options, chat=False, console=Console(file=out, width=200))
+    folder = speedrun(options, console=Console(file=out, width=200))
     assert folder == tmp_path / "speedrun"
     report = (folder / "report.md").read_text()
     assert "48 held-out" in report and "| story |" in report and "none dropped" in report
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert "mean exact match" in out.getvalue() and "left" in out.getvalue()
     resumed = speedrun(
-        SpeedrunOptions(root=tmp_path), resume="speedrun", chat=False,
+        SpeedrunOptions(root=tmp_path), resume="speedrun",
         console=Console(file=out, width=200),
     )
     assert resumed == folder  # nothing was left to train: tested and reported again
     with pytest.raises(ValueError, match="--resume with --minutes"):
         speedrun(SpeedrunOptions(minutes=1.0, root=tmp_path), resume="speedrun",
-                 given={"minutes"}, chat=False)
+                 given={"minutes"})
     quiet = Console(file=io.StringIO())
-    speedrun(SpeedrunOptions(clip=1.0, root=tmp_path), resume="", given={"clip"}, chat=False,
+    speedrun(SpeedrunOptions(clip=1.0, root=tmp_path), resume="", given={"clip"},
              console=quiet)
     assert json.loads((folder / "run.json").read_text())["options"]["clip"] == 1.0
     with pytest.raises(FileExistsError, match="--resume .*speedrun"):
-        speedrun(SpeedrunOptions(name="speedrun", root=tmp_path), chat=False)
+        speedrun(SpeedrunOptions(name="speedrun", root=tmp_path))

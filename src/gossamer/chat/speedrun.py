@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import time
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, fields, replace
@@ -49,7 +48,7 @@ from gossamer.chat.schedule import Schedule
 from gossamer.chat.speed import decoding
 from gossamer.chat.storytelling import StoryRecord, story_record
 from gossamer.chat.tasks import TASKS
-from gossamer.chat.terminal import ChatSession, run_chat
+from gossamer.chat.terminal import ChatSession
 from gossamer.chat.tokenizer import Tokenizer
 from gossamer.chat.track import track_for
 from gossamer.chat.train import Trainer, TrainSettings, check_optimizer
@@ -152,17 +151,16 @@ def plan(options: SpeedrunOptions) -> tuple[SpeedrunOptions, Dial]:
 
 def speedrun(
     options: SpeedrunOptions, *, resume: str | None = None, given: Collection[str] = (),
-    chat: bool = True, console: Console | None = None,
+    console: Console | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Path:
-    """Train, test and report a chat model; then talk to it, if a person sits at a terminal.
+    """Train, test and report a chat model.
 
     Args:
         options: of a new run; a resumed run keeps its own, except `root` and what is `given`.
         resume: name of an interrupted run, "" = the most recent one; None = a new run.
         given: names of the options that a resumed run is to take over, whatever their values; of
             other options than `lr_scale`, `clip` and `save_every` it refuses them.
-        chat: whether to drop into the chat at the end.
         console: where to print.
         clock: a monotonic clock; tests pass their own.
 
@@ -186,7 +184,7 @@ def speedrun(
         options = _saved_options(folder, options, given)
     try:
         with only_writer(folder), unwind_when_told():
-            return _run(folder, options, resume is not None, chat, console, phases)
+            return _run(folder, options, resume is not None, console, phases)
     except KeyboardInterrupt:
         raise Interrupted(_where_it_stands(folder)) from None
     finally:
@@ -194,8 +192,7 @@ def speedrun(
 
 
 def _run(
-    folder: Path, options: SpeedrunOptions, resumed: bool, chat: bool, console: Console,
-    phases: _Phases,
+    folder: Path, options: SpeedrunOptions, resumed: bool, console: Console, phases: _Phases,
 ) -> Path:
     """Every phase in its order."""
     begin = _continue if resumed else _begin
@@ -232,10 +229,8 @@ def _run(
     mean, error = mean_score(scores)
     say(console, f"mean exact match {mean:.3f} ± {error:.3f} in {clock_text(phases.total())}; "
                   f"report: {report}")
-    if chat and sys.stdin.isatty() and console.is_terminal:
-        run_chat(ChatSession(engine, trainer.tokenizer), console)
-    else:
-        say(console, f"talk to it: {command(f'chat {run_name(folder)}')}")
+    name = run_name(folder)
+    say(console, f"talk to it: {command(f'chat {name}')}, or on a page: {command(f'serve {name}')}")
     return folder
 
 

@@ -18,23 +18,20 @@ from rich.console import Console
 import gossamer
 from gossamer.chat.checkpoint import find_checkpoint, load_model
 from gossamer.chat.compare import comparison_table, print_table, read_results, results_folder
-from gossamer.chat.engine import Engine, Sampling
-from gossamer.chat.interrupt import Interrupted, unwind_when_told
+from gossamer.chat.interrupt import Interrupted
 from gossamer.chat.lighter import Weights, lighten, reply_bits
 from gossamer.chat.look import show_data, show_made, show_mask
 from gossamer.chat.progress import say
 from gossamer.chat.speed import print_speed
 from gossamer.chat.speedrun import SpeedrunOptions, speedrun
-from gossamer.chat.terminal import ChatSession, run_chat
 from gossamer.chat.tokenizer import Tokenizer
 from gossamer.cli.commands import Commands
 from gossamer.cli.evaluate import eval_command
+from gossamer.cli.talk import HOST, PORT, ROWS, in_terminal, on_page, talk
 from gossamer.cli.tok import tok
 from gossamer.core.errors import GossamerError
 from gossamer.models.gpt import SWITCHES
-from gossamer.server.app import Served
-from gossamer.server.host import Host
-from gossamer.server.serve import bind, model_name, serve
+from gossamer.server.serve import bind
 
 __all__ = ["app", "run"]
 
@@ -46,7 +43,6 @@ app = Commands(
 )
 app.add_typer(tok, name="tok")
 _ROOT = Path("runs")
-_CHATS_KEPT = 4  # conversations whose keys and values a chat keeps, so that /clear costs nothing
 _NEWEST = ""  # what `--resume` without a name stands for
 
 Run = Annotated[
@@ -145,7 +141,8 @@ def speedrun_command(
     save_every: Annotated[
         float, typer.Option(min=1.0, metavar="SECONDS", help="Between checkpoints.")
     ] = 60.0,
-    chat: Annotated[bool, typer.Option(help="Talk to the model at the end.")] = True,
+    chat: Annotated[bool, typer.Option(help="Talk to the model at the end: on its page if a "
+                                            "browser can be opened, else here.")] = True,
     root: Root = _ROOT,
 ) -> None:
     """From nothing to a chat model: data, tokenizer, training, test and report."""
@@ -155,7 +152,11 @@ def speedrun_command(
         data=tuple(data or ()), prose=prose, practice=practice, steps=steps,
         save_every=save_every, root=root
     )
-    speedrun(options, resume=resume, given=_given(context) - {"resume", "chat"}, chat=chat)
+    console = Console()
+    folder = speedrun(options, resume=resume, given=_given(context) - {"resume", "chat"},
+                      console=console)
+    if chat:
+        talk(folder, console)
 
 
 def _given(context: typer.Context) -> set[str]:
@@ -195,7 +196,7 @@ def practice_command(
     options = SpeedrunOptions(
         name=name, seed=seed, questions=questions, lr_scale=lr_scale, practice=1.0, start=start,
         tasks=tuple(task or ()), attempts=attempts, steps=steps, dtype="float32", root=root)
-    speedrun(options, chat=False)
+    speedrun(options)
 
 
 @app.command("chat")
@@ -208,13 +209,7 @@ def chat_command(
     root: Root = _ROOT,
 ) -> None:
     """Talk to a trained model."""
-    checkpoint = load_model(find_checkpoint(root, run))
-    console = Console()
-    console.print(f"{checkpoint.folder}: {checkpoint.model.count_parameters():,} parameters",
-                  highlight=False, markup=False)
-    engine = Engine(lighten(checkpoint.model, quantize), rows=1, kept=_CHATS_KEPT)
-    with unwind_when_told():
-        run_chat(ChatSession(engine, checkpoint.tokenizer, temperature), console)
+    in_terminal(find_checkpoint(root, run), Console(), temperature=temperature, quantize=quantize)
 
 
 @app.command("serve")
@@ -222,25 +217,24 @@ def serve_command(
     run: Run = None,
     host: Annotated[
         str, typer.Option(metavar="ADDRESS", help="0.0.0.0 for every network.")
-    ] = "127.0.0.1",
+    ] = HOST,
     port: Annotated[
         int, typer.Option(min=0, max=65535, metavar="N", help="0: any free one.")
-    ] = 8000,
-    rows: Annotated[int, typer.Option(min=1, metavar="N", help="Replies decoded at once.")] = 16,
+    ] = PORT,
+    rows: Annotated[int, typer.Option(min=1, metavar="N", help="Replies decoded at once.")] = ROWS,
     temperature: Annotated[
         float, typer.Option(min=0.0, max=2.0, metavar="T", help="Where a request names none.")
     ] = 0.0,
     quantize: Quantize = Weights.float32,
+    open_page: Annotated[
+        bool, typer.Option("--open", help="Show the page in the browser.")
+    ] = False,
     root: Root = _ROOT,
 ) -> None:
     """Serve a trained model: the OpenAI API and a chat page."""
     with bind(host, port) as listening:  # before the model is read: a port in use is told at once
-        checkpoint = load_model(find_checkpoint(root, run))
-        facts = {"parameters": checkpoint.model.count_parameters(), "temperature": temperature}
-        engine = Engine(lighten(checkpoint.model, quantize), rows, kept=rows)
-        served = Served(model_name(checkpoint.folder), Host(engine), checkpoint.tokenizer,
-                        Sampling(temperature), int(checkpoint.folder.stat().st_mtime), facts)
-        serve(served, listening, Console())
+        on_page(find_checkpoint(root, run), listening, Console(), rows=rows,
+                temperature=temperature, quantize=quantize, open_page=open_page)
 
 
 @app.command("data")

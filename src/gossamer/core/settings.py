@@ -62,6 +62,13 @@ SETTINGS: dict[str, Setting] = {
                 "turn it on)."),
         Setting("GOSSAMER_REFERENCE", lambda: False, _flag,
                 "Evaluate with the NumPy reference instead of compiled code (the slow twin)."),
+        Setting("BROWSER", lambda: "", str,
+                "The browser that shows the chat page; Python's `webbrowser` reads it too."),
+        Setting("DISPLAY", lambda: "", str,
+                "Set where windows can be shown (X11); without it, on Linux, no browser opens."),
+        Setting("WAYLAND_DISPLAY", lambda: "", str, "The same of Wayland."),
+        Setting("SSH_CONNECTION", lambda: "", str,
+                "Set at the other end of SSH, where a browser's window would be seen by nobody."),
     )
 }
 

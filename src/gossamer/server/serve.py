@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
+import threading
+import webbrowser
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +15,10 @@ import uvicorn
 from rich.console import Console
 
 from gossamer.core.errors import GossamerError
+from gossamer.core.settings import setting
 from gossamer.server.app import Served, build_app
 
-__all__ = ["ServeError", "bind", "model_name", "serve"]
+__all__ = ["ServeError", "bind", "has_browser", "model_name", "serve"]
 
 _GRACE = 5  # seconds that open connections get at the end
 # Seconds that a connection may wait for its next request (nginx's default): a client that sends one
@@ -46,6 +50,27 @@ def bind(host: str, port: int) -> socket.socket:
     return made
 
 
+def has_browser() -> bool:
+    """Whether a browser with windows can be opened here.
+
+    On Linux and the BSDs that needs a display: without one only browsers in text would start, and
+    take the terminal. Nobody sits before the display at the other end of SSH, unless it is sent
+    along (`ssh -X`). Who sets `BROWSER` has chosen one.
+    """
+    if not setting("BROWSER"):
+        if sys.platform == "darwin" or os.name == "nt":
+            windows = not setting("SSH_CONNECTION")
+        else:
+            windows = bool(setting("DISPLAY") or setting("WAYLAND_DISPLAY"))
+        if not windows:
+            return False
+    try:
+        webbrowser.get()
+    except webbrowser.Error:
+        return False
+    return True
+
+
 def model_name(checkpoint: Path) -> str:
     """What a model is called in the API: as its run, or as the folder that it was copied to.
 
@@ -74,19 +99,30 @@ class _Announced(uvicorn.Server):
             self.should_exit = True
 
 
-def serve(served: Served, listening: socket.socket, console: Console) -> None:
+def serve(served: Served, listening: socket.socket, console: Console, *,
+          open_page: bool = False) -> None:
     """Serve until Ctrl-C or SIGTERM; running replies are ended, then the socket is closed.
+
+    Args:
+        served: the model and how it replies.
+        listening: from `bind`.
+        console: where the address is told.
+        open_page: whether to show the chat page in the browser as soon as it answers.
 
     Raises:
         ServeError: the model cannot decode.
     """
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
+    here = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, shown)  # a browser needs an address
 
     def tell() -> None:
         console.print(f"{served.name} is at http://{shown}:{port}  (OpenAI API: "
                       f"http://{shown}:{port}/v1; Ctrl-C ends it)", highlight=False,
                       soft_wrap=True)
+        if open_page:  # beside the server: some browsers return only when they are closed
+            threading.Thread(target=webbrowser.open, args=(f"http://{here}:{port}",),
+                             daemon=True).start()
 
     try:
         _Announced(served, tell).run(sockets=[listening])
