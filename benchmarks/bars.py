@@ -209,9 +209,10 @@ EXPLAINED: dict[tuple[str, str], str] = {
         "machine multiplies (48 GFLOP in 478 ms at a peak of 110 GFLOP/s); with the machine's "
         "state ours took 478 to 561 ms, the best peer 554 to 736.",
     ("share of the roofline, float32", ""):
-        "products run at .85 to .90 of the peak, attention, 15 % of the step, at .56 forward and "
-        ".65 backward: its rows of 32 numbers leave products too short to hide a tile's ends, and "
-        "an eighth of their work lies above the diagonal.",
+        "products run at .75 to .90 of the peak, attention, 15 % of the step, at .54 to .69 by the "
+        "machine's state, and the whole step at .74 to .80 on two threads, .79 to .87 on one: "
+        "attention's rows of 32 numbers leave products too short to hide a tile's ends, and an "
+        "eighth of their work lies above the diagonal.",
     ("decode, share of memory's bandwidth", ""):
         "memory gave two threads 61 to 29 GB/s in nine runs, so the share moves with the run: "
         ".82 and .73 (8 bits, one and two threads) at 25 and 29, .62 and .56 (4 bits) at 27 and "
@@ -220,7 +221,7 @@ EXPLAINED: dict[tuple[str, str], str] = {
         "and gate and up, in one parallel region each.",
     ("gpt float32, best peer", ""):
         "1.27 to 1.50 in ten runs, ours .92 to 1.04 s, the best peer 1.24 to 1.67; below the bar "
-        "where rounds began while JAX still freed memory. The step is at .82 of the roofline.",
+        "where rounds began while JAX still freed memory. The step is at .81 of the roofline.",
     ("100 tanh with gradient, a call", ""):
         "10 us where the process is alone; between rounds of others the caches are theirs and the "
         "machine gives 10 to 17 us from run to run, on two threads more often the slow end.",
@@ -233,7 +234,7 @@ EXPLAINED: dict[tuple[str, str], str] = {
         "structure, one native call, one tensor made.",
     ("matrix product alone, best peer", ""):
         "products of half a millisecond vary by some per cent from run to run: 512 in bfloat16 on "
-        "one thread .966 to .99, 1,024 in float32 on two .89 to 1.05.",
+        "one thread .966 to .99, 1,024 in float32 on two .89 to 1.07.",
 }
 
 
